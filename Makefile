@@ -1,0 +1,77 @@
+# make demo    install, train on the embedded corpus, print the performance matrix
+# make test    install with the development tools, then every check that CI runs
+PYTHON ?= python3
+VENV ?= .venv
+RUN := runs/quickstart
+
+BIN := $(VENV)/bin
+PIP := $(BIN)/python -m pip --disable-pip-version-check -qq install -c constraints.txt
+
+.DEFAULT_GOAL := help
+.NOTPARALLEL:
+.PHONY: help demo test lint format types tests notebook wheel clean
+
+help:
+	@sed -n 's/^# \(make .*\)/\1/p' Makefile
+
+# Everything after installation works offline; these say so to the libraries that would look.
+demo test tests notebook wheel: export HF_HUB_OFFLINE := 1
+demo test tests notebook wheel: export WANDB_MODE := disabled
+test tests notebook: export OMP_NUM_THREADS := 1
+
+$(BIN)/python:
+	@echo "== environment: $(VENV)"
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed: make PYTHON=python3.11 ...")'
+	@$(PYTHON) -m venv $(VENV)
+
+$(VENV)/.installed: pyproject.toml constraints.txt | $(BIN)/python
+	@echo "== install (some minutes the first time)"
+	@$(PIP) --editable .
+	@touch $@
+
+$(VENV)/.installed-dev: pyproject.toml constraints.txt | $(BIN)/python
+	@echo "== install, with the development tools (some minutes the first time)"
+	@$(PIP) --editable '.[dev]'
+	@touch $@ $(VENV)/.installed
+
+# A run that is there is replaced only if it is one (it has a config.yaml).
+demo: $(VENV)/.installed
+	@if [ -e $(RUN) ] && [ ! -e $(RUN)/config.yaml ]; then \
+		echo "$(RUN) is not a run of dsi train; move it away" >&2; exit 2; fi
+	@rm -rf $(RUN)
+	@echo "== train: $(RUN)"
+	@$(BIN)/dsi train configs/quickstart.yaml output=$(dir $(RUN)) name=$(notdir $(RUN))
+	@echo "report:  $(RUN)/report.html"
+	@echo "figures: $(RUN)/figures/"
+
+test: lint types tests notebook wheel
+	@echo "== all checks passed"
+
+lint: $(VENV)/.installed-dev
+	@echo "== lint"
+	@$(BIN)/ruff check .
+	@$(BIN)/ruff format --check .
+
+format: $(VENV)/.installed-dev
+	@$(BIN)/ruff check --fix .
+	@$(BIN)/ruff format .
+
+types: $(VENV)/.installed-dev
+	@echo "== types"
+	@PYRIGHT_PYTHON_IGNORE_WARNINGS=1 $(BIN)/pyright --pythonpath $(BIN)/python
+
+tests: $(VENV)/.installed-dev
+	@echo "== tests"
+	@$(BIN)/pytest --quiet -n auto --maxprocesses 4 --ignore tests/test_wheel.py \
+		--cov --cov-report term --cov-fail-under 85
+
+notebook: $(VENV)/.installed-dev
+	@echo "== notebook"
+	@$(BIN)/pytest --quiet --nbmake --nbmake-timeout 300 notebooks
+
+wheel: $(VENV)/.installed-dev
+	@echo "== wheel"
+	@$(BIN)/pytest --quiet tests/test_wheel.py
+
+clean:
+	rm -rf $(VENV) build dist *.egg-info .coverage .pytest_cache .ruff_cache .hypothesis
