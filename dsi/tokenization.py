@@ -1,0 +1,177 @@
+"""Text to token ids, once per corpus: a pretrained tokenizer, or a Unigram one trained on D_0.
+
+Shape legend: N texts, V vocabulary size.
+"""
+
+import hashlib
+import json
+import os
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
+
+import numpy as np
+from transformers import AutoTokenizer, PreTrainedTokenizerFast
+
+from dsi.errors import UserError
+from dsi.files import cache_folder, replace_atomically
+
+NUM_SENTINELS = 32  # <extra_id_0> ...: enough for span corruption of a passage of 256 tokens
+BATCH = 2_000
+
+
+@dataclass(frozen=True)
+class Tokens:
+    """Token ids of N texts in one flat array: no Python object per text or token.
+
+    ``values`` int32 (total,), ``offsets`` int64 (N + 1,); both may be memory-mapped.
+    """
+
+    values: np.ndarray
+    offsets: np.ndarray
+
+    def __len__(self) -> int:
+        return len(self.offsets) - 1
+
+    def __getitem__(self, index: int) -> np.ndarray:
+        return self.values[self.offsets[index] : self.offsets[index + 1]]
+
+    @property
+    def lengths(self) -> np.ndarray:
+        """Tokens per text, int64 (N,)."""
+        return np.diff(self.offsets)
+
+    def take(self, rows: np.ndarray) -> "Tokens":
+        """The texts at ``rows``, in that order, as a new copy."""
+        lengths = self.lengths[rows]
+        offsets = np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64)
+        # position of every output token in the flat input: start of its text + place within it
+        within = np.arange(offsets[-1], dtype=np.int64) - np.repeat(offsets[:-1], lengths)
+        return Tokens(self.values[np.repeat(self.offsets[rows], lengths) + within], offsets)
+
+    @staticmethod
+    def concatenate(parts: Sequence["Tokens"]) -> "Tokens":
+        """The texts of all parts, in order."""
+        lengths = [part.lengths for part in parts]
+        offsets = np.concatenate([[0], np.cumsum(np.concatenate(lengths))]).astype(np.int64)
+        return Tokens(np.concatenate([np.asarray(part.values) for part in parts]), offsets)
+
+    @staticmethod
+    def from_lists(lists: Sequence[Sequence[int]]) -> "Tokens":
+        """From one sequence of ids per text."""
+        lengths = np.fromiter((len(ids) for ids in lists), np.int64, len(lists))
+        values = np.fromiter((i for ids in lists for i in ids), np.int32, int(lengths.sum()))
+        return Tokens(values, np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64))
+
+
+def train_tokenizer(texts: Iterable[str], vocabulary_size: int) -> PreTrainedTokenizerFast:
+    """A Unigram tokenizer (Kudo 2018, T5's kind) trained on ``texts``.
+
+    Ids: 0 ``<pad>``, 1 ``</s>``, 2 ``<unk>``, then pieces, then the sentinels of span corruption.
+    """
+    from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
+
+    tokenizer = Tokenizer(models.Unigram())
+    tokenizer.normalizer = normalizers.NFKC()
+    tokenizer.pre_tokenizer = pre_tokenizers.Metaspace()
+    tokenizer.decoder = decoders.Metaspace()
+    sentinels = [f"<extra_id_{i}>" for i in range(NUM_SENTINELS)]
+    trainer = trainers.UnigramTrainer(
+        vocab_size=vocabulary_size - NUM_SENTINELS,
+        special_tokens=["<pad>", "</s>", "<unk>"],
+        unk_token="<unk>",
+        show_progress=False,
+    )
+    tokenizer.train_from_iterator(texts, trainer)
+    return PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer,
+        pad_token="<pad>",
+        eos_token="</s>",
+        unk_token="<unk>",
+        additional_special_tokens=sentinels,
+    )
+
+
+def load_tokenizer(source: str | Path) -> PreTrainedTokenizerFast:
+    """A pretrained fast tokenizer by name or local folder; it must know padding and end of text."""
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(str(source))
+    except (OSError, ValueError) as error:
+        first = str(error).strip().splitlines()[0]
+        raise UserError(
+            f"tokenizer.source: cannot load a tokenizer from {str(source)!r} ({first}); "
+            "give a local folder with tokenizer.json, a model name, or 'train'"
+        ) from error
+    if not getattr(tokenizer, "is_fast", False) or tokenizer.pad_token_id is None:
+        raise UserError(
+            f"tokenizer.source: {str(source)!r} is not a fast tokenizer with a padding token; "
+            "use a T5-family tokenizer or 'train'"
+        )
+    return tokenizer
+
+
+def tokenizer_fingerprint(tokenizer: PreTrainedTokenizerFast) -> str:
+    """A hash of everything that decides how text becomes ids."""
+    state = tokenizer.backend_tokenizer.to_str()
+    return hashlib.sha256(state.encode("utf-8")).hexdigest()[:32]
+
+
+def batches(items: Iterable[str], size: int = BATCH) -> Iterator[list[str]]:
+    """Consecutive lists of at most ``size`` items."""
+    iterator = iter(items)
+    while batch := list(islice(iterator, size)):
+        yield batch
+
+
+def tokenize(tokenizer: PreTrainedTokenizerFast, texts: Iterable[str]) -> Tokens:
+    """Token ids of every text, without special tokens.
+
+    Texts without any token (only characters that the normaliser drops) become one unknown token,
+    so that no example is empty.
+    """
+    backend = tokenizer.backend_tokenizer
+    backend.no_truncation()
+    backend.no_padding()
+    unknown = tokenizer.unk_token_id if tokenizer.unk_token_id is not None else 0
+    values: list[np.ndarray] = [np.zeros(0, np.int32)]
+    lengths: list[np.ndarray] = [np.zeros(1, np.int64)]
+    for batch in batches(texts):
+        encoded = backend.encode_batch_fast(batch, add_special_tokens=False)
+        ids = [e.ids or [unknown] for e in encoded]
+        part = Tokens.from_lists(ids)
+        values.append(part.values)
+        lengths.append(part.lengths)
+    offsets = np.cumsum(np.concatenate(lengths)).astype(np.int64)
+    return Tokens(np.concatenate(values), offsets)
+
+
+def cached_tokenize(
+    tokenizer: PreTrainedTokenizerFast,
+    texts: Iterable[str],
+    content: str,
+    cache: Path | None = None,
+) -> Tokens:
+    """:func:`tokenize`, kept on disk and memory-mapped.
+
+    ``content`` identifies the texts (content hash and text options); with the tokenizer's
+    fingerprint it names the cache entry, so neither a changed corpus nor another tokenizer can
+    be served stale ids.
+    """
+    key = hashlib.sha256(f"{content}:{tokenizer_fingerprint(tokenizer)}".encode()).hexdigest()[:32]
+    folder = (cache or cache_folder()) / "tokens" / key
+    if not (folder / "complete.json").exists():
+        tokens = tokenize(tokenizer, texts)
+
+        def write(target: Path) -> None:
+            np.save(target / "values.npy", tokens.values, allow_pickle=False)
+            np.save(target / "offsets.npy", tokens.offsets, allow_pickle=False)
+            (target / "complete.json").write_text(json.dumps({"texts": len(tokens)}))
+
+        replace_atomically(folder, write)
+    values = np.load(folder / "values.npy", mmap_mode="r", allow_pickle=False)
+    offsets = np.load(folder / "offsets.npy", allow_pickle=False)
+    return Tokens(values, offsets)
+
+
+os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")  # workers fork; threads of ours suffice
