@@ -1,0 +1,1 @@
+"""Corpora in sequence, and what is not forgotten. Knows nothing of tokens."""

@@ -1,0 +1,149 @@
+"""The command line: ``dsi train | add | search | evaluate | report``.
+
+A user's mistake is one line on standard error and exit status 2; a traceback is a bug of ours.
+Heavy imports happen where they are used, so that ``dsi --help`` answers at once.
+"""
+
+import argparse
+import os
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from dsi.errors import UserError
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run one command; returns the exit status."""
+    try:
+        options = _parser().parse_args(arguments)
+        return options.run(options)
+    except UserError as error:
+        line = " ".join(str(error).split())
+        if int(os.environ.get("RANK", "0")) == 0:
+            print(f"dsi: error: {line}", file=sys.stderr)
+        return 2
+    except BrokenPipeError:
+        # the reader of our output went away (dsi search ... | head): not worth a traceback
+        sys.stdout = open(os.devnull, "w")  # noqa: SIM115
+        return 0
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="dsi", description="Index corpora in sequence, and know what was forgotten."
+    )
+    commands = parser.add_subparsers(title="commands", required=True, metavar="COMMAND")
+
+    train = commands.add_parser("train", help="train every stage of a stream (the main job)")
+    add_train_arguments(train)
+    train.set_defaults(run=run_train)
+
+    add = commands.add_parser("add", help="index one more corpus into a finished run")
+    add.add_argument("run_folder", metavar="RUN", type=Path, help="run directory")
+    add.add_argument("folder", metavar="FOLDER", help="corpus: a BEIR folder")
+    add.set_defaults(run=_add)
+
+    search = commands.add_parser("search", help="ask a run")
+    search.add_argument("run_folder", metavar="RUN", type=Path, help="run directory")
+    search.add_argument("query", metavar="QUERY", nargs="?", help="without it: a prompt")
+    search.add_argument("--k", type=int, default=10, help="results (default 10)")
+    search.add_argument("--stage", type=int, help="the index after this stage (default: the last)")
+    search.set_defaults(run=_search)
+
+    evaluate = commands.add_parser("evaluate", help="recompute a row of the matrix")
+    evaluate.add_argument("run_folder", metavar="RUN", type=Path, help="run directory")
+    evaluate.add_argument("--stage", type=int, help="stage (default: the last)")
+    evaluate.add_argument("--split", default="test", choices=("train", "dev", "test"))
+    evaluate.set_defaults(run=_evaluate)
+
+    report = commands.add_parser("report", help="tables and figures of one or more runs")
+    report.add_argument("run_folders", metavar="RUN", type=Path, nargs="+", help="run directories")
+    report.add_argument("--out", type=Path, help="folder for the figures (default: RUN/figures)")
+    report.set_defaults(run=_report)
+    return parser
+
+
+def add_train_arguments(parser: argparse.ArgumentParser) -> None:
+    """The arguments of ``dsi train`` and ``python -m continual.train``."""
+    parser.add_argument(
+        "settings",
+        metavar="CONFIG|key=value",
+        nargs="*",
+        help="a YAML file (default: the quickstart) and settings, e.g. method=cl_new seed=1",
+    )
+    parser.add_argument("--resume", action="store_true", help="go on where the run stopped")
+    parser.add_argument("--overwrite", action="store_true", help="replace a run of this name")
+
+
+def run_train(options: argparse.Namespace) -> int:
+    """``dsi train``."""
+    paths = [s for s in options.settings if "=" not in s]
+    if len(paths) > 1 or (paths and options.settings[0] != paths[0]):
+        raise UserError(
+            f"{' '.join(options.settings)}: expected at most one configuration file, then key=value"
+        )
+    from continual.config import load_config
+    from continual.runs import train
+
+    path = Path(paths[0]) if paths else None
+    if options.resume and path is not None and path.is_dir():
+        path = path / "config.yaml"
+        if not path.exists():
+            raise UserError(f"{path.parent}: no run here (config.yaml is missing)")
+    config = load_config(path, [s for s in options.settings if "=" in s])
+    train(config, resume=options.resume, overwrite=options.overwrite)
+    return 0
+
+
+def _add(options: argparse.Namespace) -> int:
+    from continual.runs import add
+
+    add(options.run_folder, options.folder)
+    return 0
+
+
+def _search(options: argparse.Namespace) -> int:
+    from dsi.index import SearchIndex
+
+    if options.k < 1:
+        raise UserError(f"--k: must be at least 1, got {options.k}")
+    index = SearchIndex.load(options.run_folder, stage=options.stage)
+    if options.query is not None:
+        _print_results(index.search([options.query], options.k)[0])
+        return 0
+    print(f"{len(index)} documents. Type a question; an empty line ends.")
+    while True:
+        try:
+            query = input("> ").strip()
+        except EOFError:
+            return 0
+        if not query:
+            return 0
+        _print_results(index.search([query], options.k)[0])
+
+
+def _print_results(results: list) -> None:
+    for rank, result in enumerate(results, 1):
+        print(f"{rank:3d}. {result.score:8.3f}  {result.title or result.document_id}")
+        print(f"               {result.document_id}: {result.snippet(90)}")
+
+
+def _evaluate(options: argparse.Namespace) -> int:
+    from continual.runs import evaluate
+
+    for line in evaluate(options.run_folder, options.stage, options.split):
+        print(line)
+    return 0
+
+
+def _report(options: argparse.Namespace) -> int:
+    from continual.runs import report
+
+    for line in report(options.run_folders, options.out):
+        print(line)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,181 @@
+"""Components by name: the folder is the registry.
+
+``name: ewc`` under ``regularizer`` is the module ``continual/regularizers/ewc.py`` and its one
+public class, whose nested frozen ``Config`` dataclass holds the settings. A dotted name
+(``mypackage.mymethod``) loads a module from elsewhere. Nothing is scanned or decorated.
+"""
+
+import dataclasses
+import difflib
+import importlib
+import types
+import typing
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from dsi.errors import UserError
+
+FAMILIES = {
+    "replay": "continual.replay",
+    "regularizer": "continual.regularizers",
+    "sharpness": "continual.sharpness",
+    "parameters": "continual.parameters",
+    "merging": "continual.merging",
+    "docids": "dsi.docids",
+}
+
+
+def available(axis: str) -> list[str]:
+    """Names of the members that live in the axis' own folder."""
+    package = importlib.import_module(FAMILIES[axis])
+    folder = Path(typing.cast(str, package.__file__)).parent
+    return sorted(p.stem for p in folder.glob("*.py") if not p.stem.startswith("_"))
+
+
+def component_class(axis: str, name: str) -> type:
+    """The one public class of the module that ``name`` means on ``axis``."""
+    if "." in name:
+        module_name = name
+    elif name in available(axis):
+        module_name = f"{FAMILIES[axis]}.{name}"
+    else:
+        raise UserError(f"{axis}.name: unknown name {name!r}{suggest(name, available(axis))}")
+    try:
+        module = importlib.import_module(module_name)
+    except ModuleNotFoundError as error:
+        raise UserError(
+            f"{axis}.name: cannot import {module_name!r} ({error}); install the package that has "
+            "it, or use one of: " + ", ".join(available(axis))
+        ) from error
+    found = [
+        value
+        for value in vars(module).values()
+        if isinstance(value, type)
+        and value.__module__ == module.__name__
+        and hasattr(value, "Config")
+        and not value.__name__.startswith("_")
+    ]
+    if len(found) != 1:
+        raise UserError(
+            f"{axis}.name: {module_name} must define exactly one public class with a nested "
+            f"Config, found {[c.__name__ for c in found]}"
+        )
+    return found[0]
+
+
+@dataclasses.dataclass(frozen=True)
+class Choice:
+    """A member chosen on an axis and its settings."""
+
+    axis: str
+    name: str
+    settings: Any
+
+    def build(self) -> Any:
+        """A fresh component."""
+        return component_class(self.axis, self.name)(self.settings)
+
+
+def parse_choice(axis: str, value: Any) -> Choice:
+    """A :class:`Choice` from ``{"name": ..., settings}``, or from just the name."""
+    if isinstance(value, str):
+        value = {"name": value}
+    if not isinstance(value, Mapping) or not isinstance(value.get("name"), str):
+        raise UserError(f"{axis}.name: missing; one of: " + ", ".join(available(axis)))
+    cls = component_class(axis, value["name"])
+    settings = {key: item for key, item in value.items() if key != "name"}
+    config = typing.cast(Any, cls).Config
+    return Choice(axis, value["name"], parse_dataclass(config, settings, axis))
+
+
+def suggest(word: str, known: list[str]) -> str:
+    """``; did you mean 'x'? known: ...`` for an error line."""
+    close = difflib.get_close_matches(word, known, n=1)
+    hint = f"; did you mean {close[0]!r}?" if close else ";"
+    return f"{hint} known: {', '.join(known)}"
+
+
+def parse_dataclass(cls: type, values: Any, where: str) -> Any:
+    """A dataclass from plain data: unknown keys, wrong types and bad values name their key."""
+    if not isinstance(values, Mapping):
+        raise UserError(f"{where}: expected a mapping of settings, got {values!r}")
+    hints = typing.get_type_hints(cls)
+    names = [field.name for field in dataclasses.fields(cls)]
+    parsed = {}
+    for key, value in values.items():
+        path = f"{where}.{key}" if where else str(key)
+        if key not in names:
+            raise UserError(f"{path}: unknown key{suggest(str(key), names)}")
+        parsed[key] = coerce(value, hints[key], path)
+    try:
+        return cls(**parsed)
+    except TypeError as error:
+        raise UserError(f"{where}: {error}") from error
+    except UserError:
+        raise
+    except ValueError as error:
+        raise UserError(f"{where}.{error}" if where else str(error)) from error
+
+
+def coerce(value: Any, hint: Any, where: str) -> Any:
+    """``value`` as the annotated type; PyYAML reads 3e-4 as a string, so numbers are re-read."""
+    origin, arguments = typing.get_origin(hint), typing.get_args(hint)
+    if hint is Any:
+        return value
+    if origin in (typing.Union, types.UnionType):
+        if value is None and type(None) in arguments:
+            return None
+        kinds = [a for a in arguments if a is not type(None)]
+        errors = []
+        for kind in kinds:
+            try:
+                return coerce(value, kind, where)
+            except UserError as error:
+                errors.append(error)
+        raise errors[0]
+    if origin is typing.Literal:
+        if value in arguments and type(value) is not bool:
+            return value
+        raise UserError(f"{where}: {value!r} is not one of: {', '.join(map(str, arguments))}")
+    if dataclasses.is_dataclass(hint) and isinstance(hint, type):
+        return value if isinstance(value, hint) else parse_dataclass(hint, value, where)
+    if origin is tuple:
+        if not isinstance(value, list | tuple):
+            raise UserError(f"{where}: expected a list, got {value!r}")
+        return tuple(coerce(v, arguments[0], f"{where}[{i}]") for i, v in enumerate(value))
+    if origin is dict:
+        if not isinstance(value, Mapping):
+            raise UserError(f"{where}: expected a mapping, got {value!r}")
+        return dict(value)
+    if hint is bool and isinstance(value, bool):
+        return value
+    if hint is str and isinstance(value, str):
+        return value
+    if hint in (int, float) and not isinstance(value, bool):
+        try:
+            number = float(value) if isinstance(value, str | int | float) else None
+        except (ValueError, OverflowError):
+            number = None
+        if number is not None and number == number:
+            if hint is float:
+                return number
+            if isinstance(value, int):
+                return value
+            if abs(number) != float("inf") and number == int(number):
+                return int(number)
+    kind = {bool: "true or false", str: "text", int: "a whole number", float: "a number"}
+    raise UserError(f"{where}: expected {kind.get(hint, hint)}, got {value!r}")
+
+
+def to_plain(value: Any) -> Any:
+    """A configuration as plain data, every default written out."""
+    if isinstance(value, Choice):
+        return {"name": value.name, **to_plain(value.settings)}
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        return {f.name: to_plain(getattr(value, f.name)) for f in dataclasses.fields(value)}
+    if isinstance(value, tuple | list):
+        return [to_plain(item) for item in value]
+    if isinstance(value, Mapping):
+        return {key: to_plain(item) for key, item in value.items()}
+    return value

@@ -1,0 +1,382 @@
+"""A run's configuration: frozen dataclasses, YAML files and ``key=value`` on top.
+
+Layers, later ones win: the defaults below (the quickstart), the method preset that the file names,
+the file, the method preset given on the command line, ``key=value`` overrides. Within a component
+a changed ``name`` starts from the new component's own defaults.
+"""
+
+import dataclasses
+import math
+from collections.abc import Mapping, Sequence
+from importlib import resources
+from pathlib import Path
+from typing import Any, Literal
+
+import yaml
+
+from continual.components import (
+    FAMILIES,
+    Choice,
+    coerce,
+    parse_choice,
+    parse_dataclass,
+    suggest,
+    to_plain,
+)
+from dsi.errors import UserError
+from dsi.views import View
+
+
+@dataclasses.dataclass(frozen=True)
+class DataConfig:
+    """Where the documents come from and which part of their text is used."""
+
+    corpus: str | dict = "encyclopedia"
+    """The embedded sample, a BEIR folder, or {documents: FILE, queries: FILE}, {dataset: NAME}."""
+    stream: str | None = "iid"
+    """streams/NAME.json of the corpus, a path to such a file, or null: all documents are D_0."""
+    title: bool = True
+    """Put the title in front of the text."""
+    lowercase: bool = True
+    """Lower-case documents and queries (DSI does)."""
+    deduplicate: Literal["none", "text", "title", "prefix"] = "none"
+    """Drop documents equal in this respect; prefix: DSI's first 4,000 characters."""
+
+
+@dataclasses.dataclass(frozen=True)
+class TokenizerConfig:
+    """A pretrained tokenizer, or a Unigram one trained on D_0 and its train queries."""
+
+    source: str = "train"
+    """train, a local folder, or a model name."""
+    vocabulary_size: int = 6000
+    """Upper bound for a trained vocabulary; a small D_0 gives fewer pieces."""
+
+
+@dataclasses.dataclass(frozen=True)
+class ModelConfig:
+    """A T5 of one's own size from random weights, or a T5-family checkpoint."""
+
+    source: str = "scratch"
+    """scratch, a local folder, or a checkpoint name (its own sizes then hold)."""
+    d_model: int = 128
+    d_ff: int = 256
+    num_layers: int = 1
+    num_decoder_layers: int = 1
+    num_heads: int = 4
+    embedding_std: float = 0.02
+    """Initial spread of a from-scratch embedding; see dsi.model.DSIConfig."""
+    dropout: float = 0.0
+    """0..1. T5 uses 0.1 on accelerators; on a CPU its random numbers cost as much as the layers."""
+
+
+@dataclasses.dataclass(frozen=True)
+class SamplingConfig:
+    """How often old and new documents are drawn, for indexing and pseudo-queries alike."""
+
+    new: float | None = 0.35
+    """Share of draws from D_n in stages n > 0, 0..1; null: every document of U_n equally often."""
+    balance: float = 0.5
+    """Of the draws of old documents, the share that picks an old corpus first, 0..1."""
+
+
+@dataclasses.dataclass(frozen=True)
+class PromptsConfig:
+    """Text in front of every input, one per task (DSI trains both tasks in one model)."""
+
+    indexing: str = ""
+    retrieval: str = ""
+
+
+@dataclasses.dataclass(frozen=True)
+class TrainingConfig:
+    """Budgets count updates: one update is one optimizer step over ``batch_size`` examples."""
+
+    updates: int = 1200
+    """Updates of stage 0."""
+    updates_per_stage: int = 300
+    """Updates of every later stage."""
+    batch_size: int = 64
+    """Examples of one update, over all devices and micro-batches."""
+    accumulation: int = 1
+    """Micro-batches that one update is split into."""
+    window: int = 16
+    """Updates drawn together and sorted by length, so that batches need little padding."""
+    learning_rate: float = 2e-3
+    later_learning_rate: float | None = None
+    """Peak rate of stages n > 0; null: the same."""
+    schedule: Literal["linear", "cosine", "constant"] = "linear"
+    """Decay after the warm-up, restarted at every stage."""
+    warmup: float = 0.1
+    """Updates of linear warm-up per stage: below 1 a share of the stage, else a count."""
+    weight_decay: float = 0.01
+    clip: float = 1.0
+    """Largest norm of an update's gradient; 0: no clipping."""
+    label_smoothing: float = 0.0
+    ratio: float = 0.67
+    """Indexing examples per query of D_0 in stage 0 (DSI's r; the paper: 32)."""
+    precision: Literal["no", "bf16"] = "no"
+    """bf16: autocast with fp32 weights. T5 overflows in fp16."""
+    reset_optimizer: bool = False
+    """Start every stage with fresh moments."""
+    restart: bool = False
+    """Start every stage from new weights: re-training from scratch on U_n."""
+    stages: Literal["all", "last"] = "all"
+    """last: only with restart; train the last stage alone, with the updates of all stages."""
+
+
+@dataclasses.dataclass(frozen=True)
+class EvaluationConfig:
+    """What is measured after a stage."""
+
+    batch_size: int = 256
+    depth: int = 10
+    """Documents kept per query in the TREC runs; at least 10."""
+    document_length: int = 48
+    """Tokens of a document that indexing accuracy reads, from its start."""
+    events_every: int = 0
+    """Updates between two looks at every document for forgetting events; 0: after stages only."""
+
+
+@dataclasses.dataclass(frozen=True)
+class TrackingConfig:
+    """metrics.jsonl is always written; W&B mirrors it when asked."""
+
+    wandb: bool = False
+    project: str = "dsi-continual"
+    log_every: int = 50
+    """Updates between two training lines."""
+
+
+@dataclasses.dataclass(frozen=True)
+class CheckpointConfig:
+    """Checkpoints are written after every stage, and within stages every so many updates."""
+
+    every: int = 0
+    """Updates; 0: only after stages."""
+    keep: int = 2
+    """How many are kept."""
+
+
+def _choice(axis: str, name: str) -> Any:
+    return dataclasses.field(default_factory=lambda: parse_choice(axis, {"name": name}))
+
+
+@dataclasses.dataclass(frozen=True)
+class RunConfig:
+    """Everything that decides a run's result; the defaults are the quickstart."""
+
+    name: str = "quickstart"
+    """The run directory is output/name."""
+    output: str = "runs"
+    seed: int = 0
+    threads: int = 0
+    """Processor threads; 0: leave it to torch. One thread per run is best when runs share cores."""
+    method: str = "default"
+    """The preset under the settings below: a name in continual/presets, or a YAML file."""
+    data: DataConfig = DataConfig()
+    tokenizer: TokenizerConfig = TokenizerConfig()
+    model: ModelConfig = ModelConfig()
+    docids: Choice = _choice("docids", "atomic")
+    indexing: Literal["seen", "new", "none"] = "seen"
+    """Documents indexed in a stage: cl(U_n), cl(D_n), or none (pseudo-queries only)."""
+    views: tuple[View, ...] = (View("first", 0.35, 48), View("chunk", 0.65, 24, 5))
+    direction: Literal[
+        "inputs_to_targets", "targets_to_inputs", "bidirectional", "span_corruption"
+    ] = "inputs_to_targets"
+    """DSI's indexing methods (section 3.1.1 there); retrieval always maps query to docid."""
+    sampling: SamplingConfig = SamplingConfig()
+    prompts: PromptsConfig = PromptsConfig()
+    replay: Choice = _choice("replay", "generative")
+    regularizer: Choice = _choice("regularizer", "none")
+    sharpness: Choice = _choice("sharpness", "none")
+    parameters: Choice = _choice("parameters", "full")
+    merging: Choice = _choice("merging", "none")
+    training: TrainingConfig = TrainingConfig()
+    evaluation: EvaluationConfig = EvaluationConfig()
+    tracking: TrackingConfig = TrackingConfig()
+    checkpoint: CheckpointConfig = CheckpointConfig()
+
+    @property
+    def folder(self) -> Path:
+        """The run directory."""
+        return Path(self.output) / self.name
+
+
+AXES = tuple(axis for axis in FAMILIES)
+
+
+def load_config(
+    path: str | Path | None = None,
+    overrides: Sequence[str] = (),
+    method: str | None = None,
+) -> RunConfig:
+    """The configuration of a YAML file (None: the defaults), a method and overrides."""
+    file = _read_yaml(Path(path)) if path is not None else {}
+    if "method" in file and not isinstance(file["method"], str):
+        raise UserError(f"{path}: method: expected a preset's name or file, got {file['method']!r}")
+    assignments = [_override(text) for text in overrides]
+    for keys, value in assignments:
+        if keys == ["method"]:
+            method = str(value)
+    layers = [_preset(file.get("method", "default")), file]
+    if method is not None:
+        layers += [_preset(method), {"method": method}]
+    merged: dict[str, Any] = {}
+    for layer in layers:
+        merged = _merge(merged, layer)
+    for keys, value in assignments:
+        merged = _merge(merged, _nested(keys, value))
+    config = parse(merged)
+    check(config)
+    return config
+
+
+def parse(values: Mapping[str, Any]) -> RunConfig:
+    """A RunConfig from plain data such as config.yaml of a run directory."""
+    plain = {key: value for key, value in values.items() if key not in AXES}
+    choices = {axis: parse_choice(axis, values[axis]) for axis in AXES if axis in values}
+    return dataclasses.replace(parse_dataclass(RunConfig, plain, ""), **choices)
+
+
+def dump(config: RunConfig) -> str:
+    """YAML with every default written out; :func:`read_resolved` is the inverse."""
+    return yaml.safe_dump(to_plain(config), sort_keys=False, allow_unicode=True)
+
+
+def read_resolved(path: Path) -> RunConfig:
+    """The configuration of an existing run, as written: no preset is applied again."""
+    return parse(_read_yaml(path))
+
+
+def check(config: RunConfig) -> None:
+    """Every rule that a single type cannot state."""
+    training, evaluation = config.training, config.evaluation
+    positive = {
+        "tokenizer.vocabulary_size": config.tokenizer.vocabulary_size - 99,
+        "model.d_model": config.model.d_model,
+        "model.num_heads": config.model.num_heads,
+        "model.num_layers": config.model.num_layers,
+        "training.batch_size": training.batch_size,
+        "training.accumulation": training.accumulation,
+        "training.window": training.window,
+        "training.learning_rate": training.learning_rate,
+        "evaluation.batch_size": evaluation.batch_size,
+        "evaluation.document_length": evaluation.document_length,
+        "checkpoint.keep": config.checkpoint.keep,
+        "tracking.log_every": config.tracking.log_every,
+    }
+    for key, value in positive.items():
+        least = " (at least 100)" if "vocabulary" in key else ""
+        _require(value > 0, f"{key}: must be above zero{least}")
+    for key in ("updates", "updates_per_stage", "ratio", "warmup", "clip", "weight_decay"):
+        _require(getattr(training, key) >= 0, f"training.{key}: must not be negative")
+    for key, value in {
+        "model.dropout": config.model.dropout,
+        "training.label_smoothing": training.label_smoothing,
+        "sampling.balance": config.sampling.balance,
+        "sampling.new": config.sampling.new or 0.0,
+    }.items():
+        _require(0 <= value <= 1, f"{key}: must lie between 0 and 1, got {value}")
+    _require(
+        config.model.source != "scratch" or config.model.d_model % config.model.num_heads == 0,
+        "model.num_heads: must divide model.d_model",
+    )
+    _require(
+        training.batch_size % training.accumulation == 0,
+        "training.accumulation: must divide training.batch_size",
+    )
+    _require(evaluation.depth >= 10, "evaluation.depth: at least 10, Hits@10 needs them")
+    _require(
+        training.stages == "all" or training.restart,
+        "training.stages: 'last' trains on everything from new weights; set training.restart: true",
+    )
+    views = ("first", "chunk", "set")
+    for i, view in enumerate(config.views):
+        known = suggest(view.name, list(views))
+        _require(view.name in views, f"views[{i}].name: {view.name!r} is no view{known}")
+        _require(view.weight >= 0, f"views[{i}].weight: must not be negative")
+        _require(view.length > 0 and view.shortest > 0, f"views[{i}].length: must be above zero")
+    _require(
+        config.indexing == "none" or sum(v.weight for v in config.views) > 0,
+        "views: at least one view needs a weight above zero",
+    )
+    _require(bool(config.name) and "/" not in config.name, "name: must be a plain folder name")
+    _require(
+        math.isfinite(training.ratio) or config.indexing != "none",
+        "training.ratio: infinite with indexing: none leaves nothing to train on",
+    )
+
+
+def preset_names() -> list[str]:
+    """The method presets that ship with the package."""
+    folder = resources.files("continual") / "presets"
+    return sorted(p.name[:-5] for p in folder.iterdir() if p.name.endswith(".yaml"))
+
+
+def _preset(name: str) -> dict[str, Any]:
+    if name in preset_names():
+        text = (resources.files("continual") / "presets" / f"{name}.yaml").read_text("utf-8")
+        return yaml.safe_load(text) or {}
+    if name.endswith((".yaml", ".yml")):
+        return _read_yaml(Path(name))
+    raise UserError(f"method: unknown preset {name!r}{suggest(name, preset_names())}")
+
+
+def _read_yaml(path: Path) -> dict[str, Any]:
+    try:
+        value = yaml.safe_load(path.read_text("utf-8"))
+    except OSError as error:
+        raise UserError(f"{path}: cannot read the configuration ({error.strerror})") from error
+    except UnicodeDecodeError as error:
+        raise UserError(f"{path}: not UTF-8 (byte {error.start}); save it as UTF-8") from error
+    except yaml.YAMLError as error:
+        mark = getattr(error, "problem_mark", None)
+        line = f":{mark.line + 1}" if mark else ""
+        problem = getattr(error, "problem", None) or str(error).splitlines()[0]
+        raise UserError(f"{path}{line}: not valid YAML ({problem})") from error
+    if value is None:
+        return {}
+    if not isinstance(value, dict) or not all(isinstance(key, str) for key in value):
+        raise UserError(f"{path}: expected 'key: value' lines at the top level")
+    return value
+
+
+def _override(text: str) -> tuple[list[str], Any]:
+    key, separator, value = text.partition("=")
+    if not separator or not key.strip():
+        raise UserError(f"{text!r}: expected key=value, for example training.updates=500")
+    try:
+        return key.strip().split("."), yaml.safe_load(value)
+    except yaml.YAMLError as error:
+        raise UserError(f"{text!r}: the value is not valid YAML; quote it") from error
+
+
+def _nested(keys: Sequence[str], value: Any) -> dict[str, Any]:
+    for key in reversed(keys):
+        value = {key: value}
+    if isinstance(value.get(keys[0]), str) and keys[0] in AXES:
+        return {keys[0]: {"name": value[keys[0]]}}
+    return value
+
+
+def _merge(below: Mapping[str, Any], above: Mapping[str, Any]) -> dict[str, Any]:
+    merged = dict(below)
+    for key, value in above.items():
+        if key in AXES and isinstance(value, str):
+            value = {"name": value}
+        old = merged.get(key)
+        if isinstance(old, Mapping) and isinstance(value, Mapping):
+            renamed = "name" in value and value["name"] != old.get("name")
+            merged[key] = dict(value) if renamed else _merge(old, value)
+        else:
+            merged[key] = value
+    return merged
+
+
+def _require(condition: bool, message: str) -> None:
+    if not condition:
+        raise UserError(message)
+
+
+__all__ = ["RunConfig", "coerce", "dump", "load_config", "parse", "read_resolved"]

@@ -1,0 +1,49 @@
+"""What components are given at the start of a stage, and what replay gives back."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from transformers import PreTrainedTokenizerFast
+
+from continual.stream import Stream
+from dsi.tokenization import Tokens
+
+
+@dataclass(frozen=True)
+class QueryPool:
+    """Queries to train on: ``tokens[i]`` asks for document number ``documents[i]``.
+
+    ``weight`` is the pool's share among the pools. ``by_document``: draw a document first, as the
+    run's sampling says, then one of its queries; otherwise every query is drawn equally often.
+    """
+
+    name: str
+    tokens: Tokens
+    documents: np.ndarray
+    weight: float
+    by_document: bool = False
+
+
+def true_queries(stream: Stream, weight: float = 1.0) -> QueryPool | None:
+    """The train queries of D_0, each drawn equally often; None when there are none."""
+    tokens, documents = stream.train_queries(0)
+    return QueryPool("queries", tokens, documents, weight) if len(documents) else None
+
+
+@dataclass(frozen=True)
+class StageContext:
+    """The stage at hand. Components see documents and D_0's queries through ``stream``."""
+
+    stage: int
+    stream: Stream
+    tokenizer: PreTrainedTokenizerFast
+    seed: int
+    run_folder: Path
+    """The run directory; only the main process may write there."""
+    is_main: bool = True
+    progress: bool = True
+    wait: Callable[[], None] = lambda: None
+    """Returns when every process has come here: readers wait for what the main process writes."""
+    log: Callable[[dict], None] = lambda values: None

@@ -1,0 +1,5 @@
+"""What is averaged afterwards. One member per file; protocol::
+
+member.needs_previous: bool
+member.merge(before, after) -> dict[str, Tensor]      # state dicts, after a stage
+"""

@@ -1,0 +1,42 @@
+"""A weighted average of the weights before and after a stage."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from torch import Tensor
+
+
+class Average:
+    """``new * theta_n + (1 - new) * theta_{n-1}`` after every stage n > 0.
+
+    Source: WiSE-FT (Wortsman et al., CVPR 2022) along the stream. Rows that are new in the stage
+    have no older version and stay.
+
+    Relations: with ``new: 1`` this is no merging, bit for bit.
+    """
+
+    @dataclass(frozen=True)
+    class Config:
+        """Settings."""
+
+        new: float = 0.5
+        """Weight of the new stage, 0..1."""
+
+        def __post_init__(self):
+            if not 0 <= self.new <= 1:
+                raise ValueError("new: must lie between 0 and 1")
+
+    def __init__(self, config: Config):
+        self.config = config
+        self.needs_previous = config.new < 1
+
+    def merge(self, before: Mapping[str, Tensor], after: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Merged weights; ``before`` has, for grown tables, the rows the stage started with."""
+        if not self.needs_previous:
+            return dict(after)
+        return {
+            name: before[name].lerp(value, self.config.new)
+            if name in before and value.is_floating_point()
+            else value
+            for name, value in after.items()
+        }

@@ -1,0 +1,131 @@
+"""What one stage trains on: the sources of its batches and their shares."""
+
+from collections.abc import Sequence
+
+import numpy as np
+from transformers import PreTrainedTokenizerFast
+
+from continual.config import RunConfig
+from continual.context import QueryPool
+from continual.stream import Stream
+from dsi.batching import (
+    DocumentSampler,
+    DocumentSource,
+    QueriesOfDocuments,
+    QuerySource,
+    Source,
+    TextSource,
+)
+from dsi.seeding import derive
+
+
+def document_groups(
+    documents: np.ndarray, stream: Stream, stage: int, new: float | None, balance: float
+) -> list[tuple[np.ndarray, float]]:
+    """Groups of ``documents`` (numbers in U_n) and their shares of the draws.
+
+    ``new`` of the draws come from D_n; of the rest, ``balance`` picks an old corpus first and the
+    remainder an old document. ``new=None``: one group.
+    """
+    corpora = stream.corpus_of(documents)
+    if new is None or stage == 0:
+        return [(documents, 1.0)]
+    old = corpora < stage
+    groups = [(documents[~old], new), (documents[old], (1 - new) * (1 - balance))]
+    present = np.unique(corpora[old])
+    groups += [
+        (documents[corpora == corpus], (1 - new) * balance / len(present)) for corpus in present
+    ]
+    return groups
+
+
+def stage_sources(
+    config: RunConfig,
+    stream: Stream,
+    stage: int,
+    pools: Sequence[QueryPool],
+    ratio: float,
+    tokenizer: PreTrainedTokenizerFast,
+) -> list[Source]:
+    """The mixture of one stage; ``ratio`` indexing examples per retrieval example.
+
+    Without documents to index everything is retrieval; without queries, or with an infinite ratio,
+    everything is indexing.
+    """
+    fresh = stage == 0 or config.training.restart
+    sampling = config.sampling
+    new = None if fresh else sampling.new
+
+    def sampler(documents: np.ndarray, purpose: str) -> DocumentSampler:
+        groups = document_groups(documents, stream, stage, new, sampling.balance)
+        return DocumentSampler(groups, derive(config.seed, "documents", stage, purpose))
+
+    indexed = np.arange(stream.count(stage))
+    if config.indexing == "new" and not fresh:
+        indexed = np.arange(stream.count(stage - 1), stream.count(stage))
+    retrieval = 0.0 if not pools or ratio == float("inf") else 1.0 / (1.0 + ratio)
+    if config.indexing == "none" and not (stage == 0 and not pools):
+        retrieval = 1.0
+    sources = _query_sources(config, pools, retrieval, sampler, stage, tokenizer)
+    if retrieval < 1.0:
+        sources += _indexing_sources(
+            config, stream, 1.0 - retrieval, sampler, indexed, stage, tokenizer
+        )
+    return sources
+
+
+def prompt_ids(tokenizer: PreTrainedTokenizerFast, prompt: str) -> np.ndarray:
+    """A task prompt as token ids, int32."""
+    ids = tokenizer.backend_tokenizer.encode(prompt, add_special_tokens=False).ids if prompt else []
+    return np.asarray(ids, np.int32)
+
+
+def _query_sources(config, pools, share, sampler, stage, tokenizer) -> list[Source]:
+    if share <= 0:
+        return []
+    total = sum(pool.weight for pool in pools)
+    prompt = prompt_ids(tokenizer, config.prompts.retrieval)
+    sources: list[Source] = []
+    for pool in pools:
+        part, seed = share * pool.weight / total, derive(config.seed, "queries", stage, pool.name)
+        if pool.by_document:
+            documents = sampler(np.unique(pool.documents), pool.name)
+            sources.append(
+                QueriesOfDocuments(pool.tokens, pool.documents, documents, part, seed, prompt)
+            )
+        else:
+            sources.append(QuerySource(pool.tokens, pool.documents, part, seed, prompt))
+    return sources
+
+
+def _indexing_sources(config, stream, share, sampler, indexed, stage, tokenizer) -> list[Source]:
+    total = sum(view.weight for view in config.views)
+    prompt = prompt_ids(tokenizer, config.prompts.indexing)
+    marks = tokenizer.convert_tokens_to_ids([f"<extra_id_{i}>" for i in range(32)])
+    marks = np.asarray(
+        [m for m in marks if m is not None and m != tokenizer.unk_token_id], np.int32
+    )
+    end = int(tokenizer.eos_token_id or 0)
+    sources: list[Source] = []
+    for i, view in enumerate(config.views):
+        if view.weight <= 0:
+            continue
+        tokens = stream.set_tokens if view.name == "set" else stream.tokens
+        assert tokens is not None
+        name, part = f"{view.name}-{i}", share * view.weight / total
+        seed = derive(config.seed, "views", stage, name)
+        read = sampler(indexed, name)
+        forward = DocumentSource(tokens, view, read, part, seed, prompt)
+        backward = TextSource(tokens, view, read, part, seed, prompt, marks[:0], end)
+        if config.direction == "inputs_to_targets":
+            sources.append(forward)
+        elif config.direction == "targets_to_inputs":
+            sources.append(backward)
+        elif config.direction == "span_corruption":
+            sources.append(TextSource(tokens, view, read, part, seed, prompt, marks, end))
+        else:
+            forward.share = backward.share = part / 2
+            # a sampler keeps one epoch's order at a time: each direction walks its own
+            backward.sampler = sampler(indexed, f"{name}-backward")
+            sources += [forward, backward]
+    return sources

@@ -1,0 +1,60 @@
+"""L2 distance to the previous stage's weights."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+
+class L2:
+    """Adds ``weight / 2 * ||theta - theta*||^2`` once per update, theta* from the stage before.
+
+    Source: Li, Grandvalet, Davoine (ICML 2018), L2-SP, with the last stage as starting point. Rows
+    that are new in a stage have no anchor and are free.
+
+    Relations: with ``weight: 0`` this is no regularizer, bit for bit; EWC with a constant Fisher.
+    """
+
+    @dataclass(frozen=True)
+    class Config:
+        """Settings."""
+
+        weight: float = 1.0
+        """Strength of the pull, per squared unit of weight; 0 turns it off."""
+
+        def __post_init__(self):
+            if self.weight < 0:
+                raise ValueError("weight: must not be negative")
+
+    def __init__(self, config: Config):
+        self.config = config
+        self.anchor: dict[str, Tensor] = {}
+
+    def begin_stage(self, model: nn.Module, stage: int) -> None:
+        """Remember the weights that the stage starts from."""
+        if stage > 0 and self.config.weight > 0:
+            self.anchor = {
+                name: parameter.detach().clone()
+                for name, parameter in model.named_parameters()
+                if parameter.requires_grad
+            }
+
+    def penalty(self, model: nn.Module) -> Tensor | None:
+        """The penalty at the model's present weights, a scalar."""
+        if not self.anchor or self.config.weight == 0:
+            return None
+        parts = [
+            (parameter - self.anchor[name]).square().sum()
+            for name, parameter in model.named_parameters()
+            if name in self.anchor
+        ]
+        return 0.5 * self.config.weight * torch.stack(parts).sum()
+
+    def state_dict(self) -> dict[str, Tensor]:
+        """The anchor."""
+        return dict(self.anchor)
+
+    def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
+        """Take the anchor back."""
+        self.anchor = dict(state)

@@ -1,0 +1,48 @@
+"""Experience replay of true train queries: DSI++'s cl(.)+epsmem(.)."""
+
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+
+from continual.context import QueryPool, StageContext
+from dsi.tokenization import Tokens
+
+
+class EpisodicReplay:
+    """Stored queries that people wrote enter later stages at ``ratio``.
+
+    Source: DSI++ section 4, epsmem. ``documents: initial`` rehearses D_0's train queries, the only
+    ones a DSI++ stream has. ``new`` and ``seen`` use the queries of later corpora: an oracle, an
+    upper bound that DSI++ itself may not use.
+
+    Relations: with ``ratio: .inf`` this is no replay, bit for bit.
+    """
+
+    @dataclass(frozen=True)
+    class Config:
+        """Settings."""
+
+        documents: Literal["initial", "new", "seen"] = "initial"
+        """Whose queries: D_0, the new corpus (oracle), or every corpus so far (oracle)."""
+        ratio: float = 32.0
+        """Indexing examples per replayed query (DSI++'s r: 32 sparse, 2 dense)."""
+
+        def __post_init__(self):
+            if self.ratio < 0:
+                raise ValueError("ratio: must not be negative; .inf turns replay off")
+
+    def __init__(self, config: Config):
+        self.config = config
+        self.ratio = config.ratio
+
+    def begin_stage(self, context: StageContext) -> list[QueryPool]:
+        """The stored queries as one pool, each query drawn equally often."""
+        n = context.stage
+        if n == 0:
+            return []
+        corpora = {"initial": [0], "new": [n], "seen": list(range(n + 1))}[self.config.documents]
+        parts = [context.stream.train_queries(o) for o in corpora]
+        tokens = Tokens.concatenate([part[0] for part in parts])
+        documents = np.concatenate([part[1] for part in parts])
+        return [QueryPool("episodic", tokens, documents, 1.0)] if len(documents) else []

@@ -1,0 +1,214 @@
+"""Generative memory: pseudo-queries stand in for the queries that later corpora lack."""
+
+import hashlib
+import json
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+
+from continual.context import QueryPool, StageContext, true_queries
+from dsi.files import cache_folder, replace_atomically, write_json, write_text
+from dsi.lexical_queries import LexicalQueries
+from dsi.memory_quality import bm25_ranks, measure
+from dsi.pseudo_queries import cached_generate
+from dsi.query_generation import GeneratorConfig, QueryGenerator
+from dsi.sampling import SamplingConfig
+from dsi.seeding import derive
+from dsi.tokenization import Tokens, tokenize, tokenizer_fingerprint
+
+
+class GenerativeReplay:
+    """Pseudo-queries of documents enter later stages at ``ratio``.
+
+    Source: DSI++ section 4, genmem: a generator that learnt document -> query on D_0 rehearses old
+    documents and teaches retrieval of new ones. ``lexical`` writes queries without learning, spans
+    and salient terms of the document itself.
+
+    Relations: with ``ratio: .inf`` and ``first_stage: 0`` this is no replay, bit for bit.
+    """
+
+    @dataclass(frozen=True)
+    class Config:
+        """Settings."""
+
+        memory: Literal["lexical", "learned", "both"] = "lexical"
+        """Who writes the pseudo-queries; both: half from each."""
+        documents: Literal["initial", "new", "seen"] = "seen"
+        """genmem(D_0), genmem(D_n) or genmem(U_n)."""
+        ratio: float = 32.0
+        """Indexing examples per replayed query (DSI++'s r: 32 sparse, 2 dense)."""
+        queries_per_document: int = 10
+        """How many different pseudo-queries a document has, of each writer."""
+        stored_queries: float = 0.0
+        """Share of the replay, 0..1, that is D_0's own train queries (DSI++: none)."""
+        first_stage: float = 0.0
+        """Weight of pseudo-queries in stage 0, where true queries weigh 1 (DSI++: none)."""
+        round_trip: int = 0
+        """Keep a pseudo-query only if BM25 returns its document within so many; 0 keeps all."""
+        lexical: LexicalQueries.Config = LexicalQueries.Config()
+        """Lengths and kinds of lexical queries."""
+        generator: GeneratorConfig = GeneratorConfig()
+        """The learned generator and its training."""
+        sampling: SamplingConfig = SamplingConfig()
+        """How the learned generator draws words."""
+
+        def __post_init__(self):
+            if self.ratio < 0:
+                raise ValueError("ratio: must not be negative; .inf turns replay off")
+            if self.queries_per_document < 1:
+                raise ValueError("queries_per_document: must be at least 1")
+            if not 0 <= self.stored_queries <= 1:
+                raise ValueError("stored_queries: must lie between 0 and 1")
+            if self.first_stage < 0 or self.round_trip < 0:
+                raise ValueError("first_stage: it and round_trip must not be negative")
+
+    def __init__(self, config: Config):
+        self.config = config
+        self.ratio = config.ratio
+        self._memory: dict[int, dict[str, tuple[Tokens, np.ndarray]]] = {}
+
+    def begin_stage(self, context: StageContext) -> list[QueryPool]:
+        """The pseudo-queries of the stage, and D_0's own where they are stored.
+
+        What was written for a corpus is in stages/NN/pseudo_queries.jsonl of the run directory:
+        that file is the memory, and a resumed run reads it.
+        """
+        config, n = self.config, context.stage
+        weight = config.first_stage if n == 0 else 1.0 - config.stored_queries
+        pools: list[QueryPool] = []
+        if weight > 0 and (n == 0 or config.ratio != float("inf")):
+            choice = {"initial": [0], "new": [n], "seen": list(range(n + 1))}
+            corpora = choice[config.documents]
+            for corpus in corpora:
+                if corpus not in self._memory:
+                    self._memory[corpus] = self._recall(context, corpus)
+            for writer in self._writers():
+                parts = [self._memory[c][writer] for c in corpora if writer in self._memory[c]]
+                if parts:
+                    tokens = Tokens.concatenate([part[0] for part in parts])
+                    documents = np.concatenate([part[1] for part in parts])
+                    share = weight / len(self._writers())
+                    pools.append(QueryPool(writer, tokens, documents, share, by_document=True))
+        if n > 0 and config.stored_queries > 0:
+            stored = true_queries(context.stream, config.stored_queries)
+            pools += [stored] if stored else []
+        return pools
+
+    def _writers(self) -> list[str]:
+        return ["lexical", "learned"] if self.config.memory == "both" else [self.config.memory]
+
+    def _recall(self, context: StageContext, corpus: int) -> dict[str, tuple[Tokens, np.ndarray]]:
+        path = context.run_folder / "stages" / f"{corpus:02d}" / "pseudo_queries.jsonl"
+        if context.is_main and not path.exists():
+            self._write(context, corpus, path)
+        context.wait()
+        start = int(context.stream.offsets[corpus])
+        memory = {}
+        for writer in self._writers():
+            numbers, texts = [], []
+            for number, queries in _read(path, writer):
+                numbers += [start + number] * len(queries)
+                texts += queries
+            if texts:
+                tokens = tokenize(context.tokenizer, texts)
+                memory[writer] = (tokens, np.asarray(numbers, np.int64))
+        return memory
+
+    def _write(self, context: StageContext, corpus: int, path: Path) -> None:
+        config, stream = self.config, context.stream
+        start, stop = int(stream.offsets[corpus]), int(stream.offsets[corpus + 1])
+        texts = list(stream.texts(start, stop))
+        ids = stream.document_ids(start, stop)
+        lines, quality = [], {}
+        for writer in self._writers():
+            maker = self._lexical(context) if writer == "lexical" else self._learned(context)
+            queries = cached_generate(
+                maker,
+                texts,
+                config.queries_per_document,
+                derive(context.seed, "pseudo-queries", writer),
+                progress=context.progress,
+            )
+            if config.round_trip:
+                queries = _filtered(queries, texts, config.round_trip)
+            quality[writer] = _finite(measure(queries, texts, seed=context.seed))
+            for number, (document, own) in enumerate(zip(ids, queries, strict=True)):
+                line = {"document": document, "number": number, "writer": writer, "queries": own}
+                lines.append(json.dumps(line, ensure_ascii=False) + "\n")
+        write_json(path.with_name("memory_quality.json"), quality)
+        write_text(path, "".join(lines))
+        for writer, values in quality.items():
+            shown = {k: v for k, v in values.items() if isinstance(v, int | float)}
+            context.log({"memory": writer, "corpus": f"D{corpus}", **shown})
+
+    def _lexical(self, context: StageContext) -> LexicalQueries:
+        # document frequencies of D_0 alone: what a stage writes must not depend on later corpora
+        return LexicalQueries(self.config.lexical).fit(
+            context.stream.texts(0, context.stream.count(0))
+        )
+
+    def _learned(self, context: StageContext) -> QueryGenerator:
+        """This run's generator: trained once on D_0, shared by equal runs through the cache."""
+        config, stream = self.config, context.stream
+        own = context.run_folder / "generator"
+        if (own / "generator.json").exists():
+            return QueryGenerator.load(own)
+        seed = derive(context.seed, "query generator")
+        identity = [
+            stream.fingerprint(1),
+            tokenizer_fingerprint(context.tokenizer),
+            f"{stream.title} {stream.lowercase} {seed}",
+            asdict(config.generator),
+            asdict(config.sampling),
+        ]
+        key = hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()[:32]
+        kept = cache_folder() / "generators" / key
+        if (kept / "generator.json").exists():
+            generator = QueryGenerator.load(kept)
+        else:
+            queries, documents = stream.train_pairs(0)
+            texts = list(stream.texts(0, stream.count(0)))
+            generator = QueryGenerator.train(
+                [texts[number] for number in documents],
+                queries,
+                self._tokenizer(context),
+                config.generator,
+                seed,
+                context.progress,
+                sampling=config.sampling,
+            )
+            replace_atomically(kept, lambda target: generator.save(target))
+        generator.save(own)
+        return generator
+
+    def _tokenizer(self, context: StageContext) -> Any:
+        from dsi.tokenization import load_tokenizer
+
+        source = self.config.generator.source
+        return context.tokenizer if source == "scratch" else load_tokenizer(source)
+
+
+def _filtered(queries: list[list[str]], texts: list[str], k: int) -> list[list[str]]:
+    flat = [(query, number) for number, own in enumerate(queries) for query in own]
+    ranks = bm25_ranks([q for q, _ in flat], np.asarray([d for _, d in flat]), texts, k)
+    kept: list[list[str]] = [[] for _ in queries]
+    for (query, number), rank in zip(flat, ranks, strict=True):
+        if 1 <= rank <= k:
+            kept[number].append(query)
+    # a document without any query left would never be rehearsed: it keeps its own
+    return [own or before for own, before in zip(kept, queries, strict=True)]
+
+
+def _finite(values: dict[str, Any]) -> dict[str, Any]:
+    return {k: None if isinstance(v, float) and v != v else v for k, v in values.items()}
+
+
+def _read(path: Path, writer: str) -> Iterator[tuple[int, list[str]]]:
+    with open(path, encoding="utf-8") as file:
+        for line in file:
+            entry = json.loads(line)
+            if entry["writer"] == writer:
+                yield entry["number"], entry["queries"]

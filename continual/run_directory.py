@@ -1,0 +1,196 @@
+"""The run directory: the contract of everything downstream (schema 1)."""
+
+import importlib.metadata
+import json
+import platform
+import shutil
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from continual.config import RunConfig, dump
+from continual.evaluation import METRICS, CorpusResult
+from continual.performance import summary
+from continual.stream import Stream
+from dsi.errors import UserError
+from dsi.files import write_json, write_text
+from dsi.trec import write_run
+
+SCHEMA = 1
+PACKAGES = ("dsi-continual", "torch", "transformers", "accelerate", "datasets", "numpy", "pyarrow")
+
+
+def create(config: RunConfig, overwrite: bool) -> Path:
+    """A new run directory; an existing one is only replaced when asked and when it is a run."""
+    folder = config.folder
+    if folder.exists() and any(folder.iterdir()):
+        if not overwrite:
+            raise UserError(
+                f"{folder}: a run is there already; go on with --resume, replace it with "
+                "--overwrite, or choose another name=..."
+            )
+        if not (folder / "config.yaml").exists():
+            raise UserError(f"{folder}: not a run directory, so it is not replaced; move it away")
+        shutil.rmtree(folder)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(
+            f"{folder}: cannot create the run directory ({error.strerror}); choose another output="
+        ) from error
+    write_text(folder / "config.yaml", dump(config))
+    return folder
+
+
+def stage_folder(folder: Path, stage: int) -> Path:
+    """stages/NN."""
+    return folder / "stages" / f"{stage:02d}"
+
+
+def write_environment(folder: Path, device: str, world_size: int, **more: Any) -> None:
+    """environment.json: what ran where, from when to when."""
+    path = folder / "environment.json"
+    old = json.loads(path.read_text("utf-8")) if path.exists() else {}
+    versions = {}
+    for name in PACKAGES:
+        try:
+            versions[name] = importlib.metadata.version(name)
+        except importlib.metadata.PackageNotFoundError:
+            versions[name] = None
+    now = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
+    write_json(
+        path,
+        {
+            "argv": sys.argv,
+            "git_commit": _git_commit(),
+            "python": platform.python_version(),
+            "packages": versions,
+            "device": device,
+            "threads": torch.get_num_threads(),
+            "world_size": world_size,
+            "start": old.get("start", now),
+            "end": None,
+            **more,
+        },
+    )
+
+
+def finish_environment(folder: Path) -> None:
+    """Note when the run ended."""
+    path = folder / "environment.json"
+    values = json.loads(path.read_text("utf-8"))
+    values["end"] = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
+    write_json(path, values)
+
+
+def write_docids(folder: Path, stream: Stream, corpus: int, scheme: Any) -> None:
+    """docids/Dn.tsv: document id, docid."""
+    start, stop = int(stream.offsets[corpus]), int(stream.offsets[corpus + 1])
+    ids = stream.document_ids(start, stop)
+    texts = [scheme.to_text(codes) for codes in scheme.codes_NT[start:stop]]
+    lines = (f"{document}\t{docid}\n" for document, docid in zip(ids, texts, strict=True))
+    write_text(folder / "docids" / f"D{corpus}.tsv", "".join(lines))
+
+
+def read_docids(folder: Path, stream: Stream, corpora: int, scheme: Any) -> None:
+    """Take over the assignment of the first ``corpora`` corpora, and check whose it is."""
+    rows: list[list[int]] = []
+    for n in range(corpora):
+        path = folder / "docids" / f"D{n}.tsv"
+        expected = stream.document_ids(int(stream.offsets[n]), int(stream.offsets[n + 1]))
+        pairs = [line.split("\t") for line in path.read_text("utf-8").splitlines()]
+        if [pair[0] for pair in pairs] != expected:
+            raise UserError(f"{path}: holds other documents than corpus D{n}; restore the corpus")
+        rows += [scheme.from_text(pair[1]) for pair in pairs]
+    scheme.restore(np.asarray(rows, np.int64).reshape(len(rows), -1))
+
+
+def write_results(
+    folder: Path, stream: Stream, stage: int, results: list[CorpusResult], tag: str
+) -> None:
+    """TREC runs and per_query.jsonl of one stage."""
+    target = stage_folder(folder, stage)
+    target.mkdir(parents=True, exist_ok=True)
+    ids = np.asarray(stream.document_ids(0, stream.count(stage)), dtype=object)
+    lines = []
+    for result in results:
+        found = [ids[row].tolist() for row in result.top_QK]
+        path = target / f"run.D{result.corpus}.trec"
+        write_run(path, result.queries.ids, found, result.scores_QK.tolist(), tag)
+        for i, query in enumerate(result.queries.ids):
+            line = {
+                "corpus": f"D{result.corpus}",
+                "query": query,
+                "text": result.queries.texts[i],
+                "gold": ids[result.queries.gold[i]].tolist(),
+                "rank": int(result.ranks[i]),
+                "top": found[i],
+            }
+            lines.append(json.dumps(line, ensure_ascii=False) + "\n")
+    write_text(target / "per_query.jsonl", "".join(lines))
+
+
+def make_matrix(
+    rows: list[dict[str, list[float | None]] | None],
+    num_queries: list[int],
+    num_documents: list[int],
+    num_updates: list[int],
+) -> dict[str, Any]:
+    """matrix.json's content. ``rows[n][metric][o]``; a stage that was not run has None cells."""
+    size = len(rows)
+    metrics: dict[str, list[list[float | None]]] = {metric: [] for metric in METRICS}
+    for n, row in enumerate(rows):
+        for metric in METRICS:
+            cells = [None] * (n + 1) if row is None else list(row[metric])
+            metrics[metric].append(cells + [None] * (size - n - 1))
+    return {
+        "schema": SCHEMA,
+        "corpora": [f"D{n}" for n in range(size)],
+        "num_queries": num_queries[:size],
+        "num_documents": num_documents[:size],
+        "metrics": metrics,
+        **summary(metrics),
+        "num_updates": num_updates[:size],
+    }
+
+
+def format_matrix(matrix: dict[str, Any], metric: str = "hits@10") -> str:
+    """P and the averages of one metric as a table for a terminal, in percent."""
+    names = matrix["corpora"]
+    cells = lambda row: "".join(_cell(value) for value in row)  # noqa: E731
+    head = f"{metric:<12}" + "".join(f"{name:>7}" for name in names)
+    lines = [head + "      A_n    F_n   LA_n   updates"]
+    for n in range(len(names)):
+        averages = [
+            matrix[key][metric][n]
+            for key in ("average_performance", "forgetting", "learning_performance")
+        ]
+        lines.append(
+            f"stage {n:<6}{cells(matrix['metrics'][metric][n])}  {cells(averages)}"
+            f"{matrix['num_updates'][n]:>10}"
+        )
+    return "\n".join(lines)
+
+
+def _cell(value: float | None) -> str:
+    return f"{'':>7}" if value is None else f"{100 * value:7.1f}"
+
+
+def _git_commit() -> str | None:
+    try:
+        done = subprocess.run(
+            ["git", "rev-parse", "HEAD"],
+            capture_output=True,
+            text=True,
+            timeout=5,
+            check=True,
+            cwd=Path(__file__).parent,
+        )
+    except (OSError, subprocess.SubprocessError):
+        return None
+    return done.stdout.strip()

@@ -1,0 +1,393 @@
+"""The loop: corpora in sequence, a row of the performance matrix after each.
+
+    dsi train CONFIG [key=value ...]
+    accelerate launch -m continual.train CONFIG [key=value ...]
+
+Everything random is a function of (seed, purpose, stage, update), so the state of a run is its
+weights, its optimizer's moments and a few counters.
+"""
+
+import sys
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from accelerate import Accelerator
+from accelerate.utils import DistributedDataParallelKwargs, tqdm
+
+from continual import checkpoint as checkpoints
+from continual import run_directory as directory
+from continual.checkpoint import Checkpoint
+from continual.config import RunConfig
+from continual.context import StageContext, true_queries
+from continual.evaluation import METRICS, documents_found, evaluate
+from continual.mixture import prompt_ids, stage_sources
+from continual.optimization import learning_rate, make_optimizer, named_state, restore_state
+from continual.performance import ForgettingEvents
+from continual.setup import Material, make_model
+from continual.steps import take_step
+from continual.tracking import Tracker
+from dsi.batching import batches_from
+from dsi.errors import UserError
+from dsi.files import write_json
+from dsi.model import DSIModel, grown_rows
+from dsi.seeding import derive
+
+
+@dataclass
+class TrainState:
+    """What a checkpoint holds, live."""
+
+    model: DSIModel
+    optimizer: torch.optim.Optimizer
+    stage: int = 0
+    update: int = 0
+    finished: bool = False
+    num_updates: list[int] = field(default_factory=list)
+    rows: list[dict[str, list[float | None]] | None] = field(default_factory=list)
+    previous: dict[str, torch.Tensor] = field(default_factory=dict)
+
+
+class Trainer:
+    """One run over the stages of a stream."""
+
+    def __init__(self, config: RunConfig, material: Material, folder: Path):
+        self.config, self.folder = config, folder
+        self.stream, self.tokenizer = material.stream, material.tokenizer
+        self.accelerator = make_accelerator(config)
+        self.pad = int(self.tokenizer.pad_token_id or 0)
+        self.replay = config.replay.build()
+        self.regularizer = config.regularizer.build()
+        self.sharpness = config.sharpness.build()
+        self.parameters = config.parameters.build()
+        self.merging = config.merging.build()
+        self.docids = config.docids.build()
+        self.queries = [
+            self.stream.judged_queries("test", corpus) for corpus in range(len(self.stream))
+        ]
+        every = config.evaluation.events_every
+        when = f"every {every} updates and after every stage" if every else "after every stage"
+        self.events = ForgettingEvents(0, f"{when}, all documents seen")
+        self.timing: list[dict[str, float]] = []
+
+    def run(self, resume: bool = False) -> None:
+        """Train and evaluate every stage that is not finished yet."""
+        config, stream = self.config, self.stream
+        last = len(stream) - 1
+        found = checkpoints.load_latest(self.folder / "checkpoints") if resume else None
+        state = self._restore(found) if found else self._start()
+        self.tracker = Tracker(
+            self.folder, config, self.accelerator, found.values["metrics_size"] if found else 0
+        )
+        start = state.stage + 1 if state.finished else state.stage
+        for stage in range(start, len(stream)):
+            if config.training.stages == "last" and stage < last:
+                self._skip(state, stage)
+                continue
+            self._stage(state, stage)
+        self.tracker.close()
+        self.accelerator.wait_for_everyone()
+
+    def _stage(self, state: TrainState, stage: int) -> None:
+        config, stream, started = self.config, self.stream, time.monotonic()
+        if state.finished or state.stage != stage or state.update == 0:
+            self._begin(state, stage)
+        self._extend_docids(stage)
+        state.model.to(self.accelerator.device)
+        budget = self.budget(stage)
+        context = StageContext(
+            stage,
+            stream,
+            self.tokenizer,
+            config.seed,
+            self.folder,
+            self.accelerator.is_main_process,
+            progress=sys.stderr.isatty(),
+            wait=self.accelerator.wait_for_everyone,
+            log=lambda values: self.tracker.log({"stage": stage, **values}, self.total(state)),
+        )
+        pools = self.replay.begin_stage(context)
+        ratio = self.replay.ratio
+        if stage == 0 or (config.training.restart and not pools):
+            queries = true_queries(stream)
+            pools = [queries, *pools] if queries else pools
+            ratio = config.training.ratio
+        sources = stage_sources(config, stream, stage, pools, ratio, self.tokenizer)
+        ready = time.monotonic()
+        self._train(state, stage, sources, budget)
+        trained = time.monotonic()
+        self._merge(state, stage)
+        self._evaluate(state, stage)
+        state.finished = True
+        seconds = {
+            "prepare": ready - started,
+            "train": trained - ready,
+            "evaluate": time.monotonic() - trained,
+        }
+        self.timing.append({"stage": stage, **{k: round(v, 2) for k, v in seconds.items()}})
+        self._save(state)
+        if self.accelerator.is_main_process:
+            write_json(self.folder / "timing.json", self.timing)
+
+    def _train(self, state: TrainState, stage: int, sources: list, budget: int) -> None:
+        config, training, accelerator = self.config, self.config.training, self.accelerator
+        codes_NT = torch.from_numpy(self.docids.codes_NT).to(accelerator.device)
+        sharp = self.sharpness.active(stage)
+        model = accelerator.prepare_model(state.model)
+        model.train()
+        seed = derive(config.seed, "batches", stage)
+        batches = batches_from(
+            sources, state.update, budget, training.window, training.batch_size, seed, self.pad
+        )
+        bar = tqdm(
+            total=budget,
+            initial=state.update,
+            desc=f"stage {stage}: D{stage}",
+            unit="update",
+            disable=not accelerator.is_main_process,
+            mininterval=1.0,
+        )
+        recent: list[torch.Tensor] = []
+        for batch in batches:
+            rate = learning_rate(training, stage, state.update, budget)
+            for group in state.optimizer.param_groups:
+                group["lr"] = rate
+            loss = take_step(
+                model,
+                state.optimizer,
+                batch,
+                codes_NT,
+                accelerator,
+                micro_batches=training.accumulation,
+                seed=derive(config.seed, "dropout", stage, state.update),
+                clip=training.clip,
+                label_smoothing=training.label_smoothing,
+                regularizer=self.regularizer,
+                sharpness=self.sharpness,
+                sharp=sharp,
+            )
+            recent.append(loss)
+            state.update += 1
+            bar.update()
+            if state.update % config.tracking.log_every == 0 or state.update == budget:
+                value = float(torch.stack(recent).mean())  # the only wait for the device
+                recent.clear()
+                line = {"stage": stage, "update": state.update, "loss": value}
+                self.tracker.log({**line, "learning_rate": rate}, self.total(state))
+                bar.set_postfix(loss=f"{value:.3f}", refresh=False)
+            every = config.evaluation.events_every
+            if every and state.update % every == 0 and state.update < budget:
+                self._look(state, stage)
+            every = config.checkpoint.every
+            if every and state.update % every == 0 and state.update < budget:
+                self._save(state)
+        bar.close()
+        state.model = accelerator.unwrap_model(model, keep_fp32_wrapper=False)
+
+    def _evaluate(self, state: TrainState, stage: int) -> None:
+        config, accelerator = self.config, self.accelerator
+        found = self._look(state, stage)
+        results = evaluate(
+            state.model,
+            self.stream,
+            stage,
+            self.queries,
+            found,
+            depth=config.evaluation.depth,
+            batch_size=config.evaluation.batch_size,
+            accelerator=accelerator,
+            prompt=prompt_ids(self.tokenizer, config.prompts.retrieval),
+            pad=self.pad,
+        )
+        row = {metric: [result.metrics[metric] for result in results] for metric in METRICS}
+        state.num_updates.append(self.budget(stage))
+        state.rows.append(row)
+        matrix = self.matrix(state)
+        for o in range(stage + 1):
+            cells = {metric: row[metric][o] for metric in METRICS}
+            event = {"stage": stage, "update": state.update, "corpus": f"D{o}", **cells}
+            self.tracker.log(event, self.total(state, finished=True))
+        averages = {
+            f"{short}/{metric}": matrix[key][metric][stage]
+            for short, key in (
+                ("A", "average_performance"),
+                ("F", "forgetting"),
+                ("LA", "learning_performance"),
+            )
+            for metric in METRICS
+        }
+        self.tracker.log(
+            {"stage": stage, "update": state.update, **averages}, self.total(state, finished=True)
+        )
+        if accelerator.is_main_process:
+            directory.write_results(self.folder, self.stream, stage, results, config.name)
+            target = directory.stage_folder(self.folder, stage) / "model"
+            state.model.save_pretrained(target)
+            self.tokenizer.save_pretrained(target)
+            ids = self.stream.document_ids(0, self.stream.count(stage))
+            write_json(self.folder / "forgetting_events.json", self.events.to_json(ids))
+            write_json(self.folder / "matrix.json", matrix)
+        accelerator.wait_for_everyone()
+
+    def _look(self, state: TrainState, stage: int) -> np.ndarray:
+        """Which documents of U_n the model finds now; counts forgetting events."""
+        config = self.config
+        found = documents_found(
+            state.model,
+            self.stream,
+            stage,
+            config.evaluation.document_length,
+            config.evaluation.batch_size,
+            self.accelerator,
+            prompt_ids(self.tokenizer, config.prompts.indexing),
+            self.pad,
+        )
+        self.events.update(np.arange(len(found)), found, self.total(state))
+        return found
+
+    def _start(self) -> TrainState:
+        model = make_model(self.config, self.tokenizer, [self.stream.count(0)], stage=0)
+        return self._fresh(model)
+
+    def _fresh(self, model: DSIModel) -> TrainState:
+        model.to(self.accelerator.device)
+        self.parameters.select(model, 0)
+        return TrainState(model, make_optimizer(model, self.config.training))
+
+    def _begin(self, state: TrainState, stage: int) -> None:
+        """Grow, choose what is trained, and let components remember the stage before."""
+        config = self.config
+        count = self.stream.count(stage)
+        self.events.extend(count)
+        model, old_codes = state.model, state.model.code_sizes
+        moments = named_state(state.optimizer, model)
+        if config.training.restart and stage > 0:
+            model, moments = make_model(config, self.tokenizer, [count], stage=stage), {}
+            model.to(self.accelerator.device)
+        else:
+            generator = torch.Generator().manual_seed(derive(config.seed, "new rows", stage))
+            model.grow([count], generator)
+        self.parameters.select(model, stage)
+        optimizer = make_optimizer(model, config.training)
+        if not config.training.reset_optimizer:
+            rows = grown_rows(old_codes, model.code_sizes)
+            grown = {"docids.rows": rows}
+            restore_state(optimizer, model, moments, grown)
+        state.model, state.optimizer = model, optimizer
+        state.stage, state.update, state.finished = stage, 0, False
+        self.regularizer.begin_stage(model, stage)
+        keep = stage > 0 and self.merging.needs_previous
+        weights = model.state_dict() if keep else {}
+        state.previous = {name: value.detach().clone() for name, value in weights.items()}
+
+    def _merge(self, state: TrainState, stage: int) -> None:
+        if state.previous:
+            merged = self.merging.merge(state.previous, state.model.state_dict())
+            state.model.load_state_dict(merged)
+            state.previous = {}
+
+    def _extend_docids(self, stage: int) -> None:
+        for corpus in range(stage + 1):
+            have = len(self.docids.codes_NT)
+            if self.stream.count(corpus) > have:
+                self.docids.extend(self.stream.count(corpus) - have)
+                if self.accelerator.is_main_process:
+                    directory.write_docids(self.folder, self.stream, corpus, self.docids)
+
+    def _skip(self, state: TrainState, stage: int) -> None:
+        self.events.extend(self.stream.count(stage))
+        state.rows.append(None)
+        state.num_updates.append(0)
+        state.stage = stage
+
+    def budget(self, stage: int) -> int:
+        """Updates of a stage. Re-training from scratch gets all that the stream has had so far."""
+        training = self.config.training
+        if training.restart:
+            return training.updates + stage * training.updates_per_stage
+        return training.updates if stage == 0 else training.updates_per_stage
+
+    def total(self, state: TrainState, finished: bool = False) -> int:
+        """Updates of the whole run so far."""
+        return sum(state.num_updates) + (0 if finished else state.update)
+
+    def matrix(self, state: TrainState) -> dict[str, Any]:
+        """matrix.json's content after the stages done."""
+        return directory.make_matrix(
+            state.rows,
+            [len(queries) for queries in self.queries],
+            np.diff(self.stream.offsets).tolist(),
+            state.num_updates,
+        )
+
+    def _save(self, state: TrainState) -> None:
+        if not self.accelerator.is_main_process:
+            return
+        events = self.events.state_dict()
+        plain = {k: v.tolist() if isinstance(v, np.ndarray) else v for k, v in events.items()}
+        values = {
+            "rows": state.rows,
+            "num_updates": state.num_updates,
+            "events": plain,
+            "metrics_size": self.tracker.size(),
+            "timing": self.timing,
+            "stream": self.stream.fingerprint(state.stage + 1),
+        }
+        tensors = {
+            "model": dict(state.model.state_dict()),
+            "optimizer": named_state(state.optimizer, state.model),
+            "regularizer": self.regularizer.state_dict(),
+            "previous": state.previous,
+        }
+        tensors["model"].pop("decoder.embed_tokens.weight", None)  # the encoder's, tied
+        checkpoints.save(
+            self.folder / "checkpoints",
+            Checkpoint(state.stage, state.update, state.finished, tensors, values),
+            self.config.checkpoint.keep,
+        )
+
+    def _restore(self, found: Checkpoint) -> TrainState:
+        config, values = self.config, found.values
+        stage = found.stage
+        if values["stream"] != self.stream.fingerprint(stage + 1):
+            raise UserError(
+                f"{self.folder}: the corpora differ from those the run was trained on; restore "
+                "them, or start a new run"
+            )
+        model = make_model(config, self.tokenizer, [self.stream.count(stage)], stage=0, empty=True)
+        model.load_state_dict(found.tensors["model"], strict=False)
+        model.to(self.accelerator.device)
+        self.parameters.select(model, stage)
+        optimizer = make_optimizer(model, config.training)
+        restore_state(optimizer, model, found.tensors["optimizer"])
+        self.regularizer.load_state_dict(found.tensors["regularizer"])
+        directory.read_docids(self.folder, self.stream, stage + 1, self.docids)
+        self.events.load_state_dict(values["events"])
+        self.timing = values["timing"]
+        return TrainState(
+            model,
+            optimizer,
+            stage,
+            found.update,
+            found.finished,
+            list(values["num_updates"]),
+            list(values["rows"]),
+            found.tensors["previous"],
+        )
+
+
+def make_accelerator(config: RunConfig) -> Accelerator:
+    """Accelerate as the configuration asks; batches are cut up by our own code."""
+    if config.threads:
+        torch.set_num_threads(config.threads)
+    unused = DistributedDataParallelKwargs(
+        find_unused_parameters=config.parameters.name != "full" or config.model.source != "scratch"
+    )
+    return Accelerator(
+        mixed_precision=config.training.precision,
+        log_with="wandb" if config.tracking.wandb else None,
+        kwargs_handlers=[unused],
+    )
