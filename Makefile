@@ -1,8 +1,10 @@
 # make demo    install, train on the embedded corpus, print the performance matrix
 # make test    install with the development tools, then every check that CI runs
+# make lint, types, tests, notebook, wheel    one of these checks
+# make format  let ruff rewrite what it can
+# make clean   remove the environment and the caches; runs/ stays
 PYTHON ?= python3
 VENV ?= .venv
-RUN := runs/quickstart
 
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check -qq install -c constraints.txt
@@ -34,15 +36,11 @@ $(VENV)/.installed-dev: pyproject.toml constraints.txt | $(BIN)/python
 	@$(PIP) --editable '.[dev]'
 	@touch $@ $(VENV)/.installed
 
-# A run that is there is replaced only if it is one (it has a config.yaml).
+# The defaults are the quickstart: the embedded corpus in six stages. --overwrite replaces a run of
+# an earlier demo; the command prints the matrix and where the figures are.
 demo: $(VENV)/.installed
-	@if [ -e $(RUN) ] && [ ! -e $(RUN)/config.yaml ]; then \
-		echo "$(RUN) is not a run of dsi train; move it away" >&2; exit 2; fi
-	@rm -rf $(RUN)
-	@echo "== train: $(RUN)"
-	@$(BIN)/dsi train configs/quickstart.yaml output=$(dir $(RUN)) name=$(notdir $(RUN))
-	@echo "report:  $(RUN)/report.html"
-	@echo "figures: $(RUN)/figures/"
+	@echo "== train: runs/quickstart"
+	@$(BIN)/dsi train --overwrite output=runs name=quickstart
 
 test: lint types tests notebook wheel
 	@echo "== all checks passed"

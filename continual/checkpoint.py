@@ -1,6 +1,7 @@
 """Checkpoints: everything a run needs to go on, as safetensors and JSON, whole or not there."""
 
 import json
+import re
 import shutil
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -67,6 +68,8 @@ def load_latest(folder: Path) -> Checkpoint | None:
                 "resume with the version that wrote it"
             )
         tensors = {g: load_file(path / f"{g}.safetensors") for g in state["groups"]}
+        stage, update, finished = (state[key] for key in ("stage", "update", "finished"))
+        return Checkpoint(stage, update, finished, tensors, state["values"])
     except UserError:
         raise
     except Exception as error:  # safetensors and json each have their own error types
@@ -74,9 +77,14 @@ def load_latest(folder: Path) -> Checkpoint | None:
             f"{path}: damaged checkpoint ({type(error).__name__}); delete this folder to go on "
             "from the one before"
         ) from error
-    return Checkpoint(state["stage"], state["update"], state["finished"], tensors, state["values"])
 
 
 def _all(folder: Path) -> list[Path]:
-    # names sort by stage and update; "-end" sorts after the same update without it
-    return sorted(p for p in folder.glob("[0-9]*") if (p / "state.json").exists())
+    # by stage and update as numbers, the end of a stage after the same update within it
+    found = [(re.fullmatch(r"(\d+)-(\d+)(-end)?", p.name), p) for p in folder.glob("[0-9]*")]
+    kept = [
+        (int(match[1]), int(match[2]), match[3] is not None, path)
+        for match, path in found
+        if match and (path / "state.json").exists()
+    ]
+    return [path for *_, path in sorted(kept)]

@@ -5,18 +5,39 @@ Heavy imports happen where they are used, so that ``dsi --help`` answers at once
 """
 
 import argparse
+import dataclasses
 import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING, NoReturn
 
 from dsi.errors import UserError
+
+if TYPE_CHECKING:
+    from continual.config import RunConfig
+
+
+class _Parser(argparse.ArgumentParser):
+    """Reports like everything else: one line, without the usage in front."""
+
+    def error(self, message: str) -> NoReturn:
+        raise UserError(f"{message}; see {self.prog} --help")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command; returns the exit status."""
+    # bars of our own say what is going on; those of transformers only say that a file was read
+    os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
+    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     try:
-        options = _parser().parse_args(arguments)
+        parser = _parser()
+        options, rest = parser.parse_known_args(arguments)
+        # argparse takes positional arguments in one piece: dsi train FILE --overwrite seed=1
+        if any(word.startswith("-") for word in rest) or not hasattr(options, "settings"):
+            options, rest = parser.parse_args(arguments), []
+        else:
+            options.settings += rest
         return options.run(options)
     except UserError as error:
         line = " ".join(str(error).split())
@@ -30,7 +51,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
+    parser = _Parser(
         prog="dsi", description="Index corpora in sequence, and know what was forgotten."
     )
     commands = parser.add_subparsers(title="commands", required=True, metavar="COMMAND")
@@ -78,22 +99,47 @@ def add_train_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run_train(options: argparse.Namespace) -> int:
     """``dsi train``."""
-    paths = [s for s in options.settings if "=" not in s]
-    if len(paths) > 1 or (paths and options.settings[0] != paths[0]):
-        raise UserError(
-            f"{' '.join(options.settings)}: expected at most one configuration file, then key=value"
-        )
-    from continual.config import load_config
+    config = _train_config(options.settings, options.resume)
     from continual.runs import train
 
-    path = Path(paths[0]) if paths else None
-    if options.resume and path is not None and path.is_dir():
-        path = path / "config.yaml"
-        if not path.exists():
-            raise UserError(f"{path.parent}: no run here (config.yaml is missing)")
-    config = load_config(path, [s for s in options.settings if "=" in s])
     train(config, resume=options.resume, overwrite=options.overwrite)
     return 0
+
+
+def _train_config(settings: list[str], resume: bool) -> "RunConfig":
+    """The configuration that the command line means; a run goes on with its own settings."""
+    from continual.config import differences, load_config, read_resolved
+
+    # a path may have "=" in it: runs/rate=0.1
+    paths = [s for s in settings if "=" not in s or Path(s).exists()]
+    overrides = [s for s in settings if s not in paths]
+    if len(paths) > 1 or (paths and settings[0] != paths[0]):
+        raise UserError(
+            f"{' '.join(settings)}: expected at most one configuration file, then key=value"
+        )
+    path = Path(paths[0]) if paths else None
+    if resume and path is not None and path.is_dir():
+        if not (path / "config.yaml").exists():
+            raise UserError(f"{path}: no run here (config.yaml is missing); give a run directory")
+        if overrides:
+            raise UserError(
+                f"{overrides[0]}: --resume goes on with the run's own settings; leave it out, or "
+                "start a new run with another name="
+            )
+        # a run that was moved is still the same run
+        path = path.resolve()
+        own = read_resolved(path / "config.yaml")
+        return dataclasses.replace(own, output=str(path.parent), name=path.name)
+    config = load_config(path, overrides)
+    written = config.folder / "config.yaml"
+    if resume and settings and written.exists():
+        changed = differences(read_resolved(written), config)
+        for key in (key for key in changed if key not in ("name", "output")):
+            raise UserError(
+                f"{key}: differs from {written}, and --resume goes on with the run's own settings; "
+                f"leave it out, or use dsi train --resume {config.folder}"
+            )
+    return config
 
 
 def _add(options: argparse.Namespace) -> int:

@@ -35,7 +35,7 @@ def available(axis: str) -> list[str]:
 
 def component_class(axis: str, name: str) -> type:
     """The one public class of the module that ``name`` means on ``axis``."""
-    if "." in name:
+    if "." in name and not name.startswith("."):
         module_name = name
     elif name in available(axis):
         module_name = f"{FAMILIES[axis]}.{name}"
@@ -43,7 +43,7 @@ def component_class(axis: str, name: str) -> type:
         raise UserError(f"{axis}.name: unknown name {name!r}{suggest(name, available(axis))}")
     try:
         module = importlib.import_module(module_name)
-    except ModuleNotFoundError as error:
+    except (ImportError, SyntaxError) as error:
         raise UserError(
             f"{axis}.name: cannot import {module_name!r} ({error}); install the package that has "
             "it, or use one of: " + ", ".join(available(axis))
@@ -53,13 +53,13 @@ def component_class(axis: str, name: str) -> type:
         for value in vars(module).values()
         if isinstance(value, type)
         and value.__module__ == module.__name__
-        and hasattr(value, "Config")
+        and dataclasses.is_dataclass(getattr(value, "Config", None))
         and not value.__name__.startswith("_")
     ]
     if len(found) != 1:
         raise UserError(
             f"{axis}.name: {module_name} must define exactly one public class with a nested "
-            f"Config, found {[c.__name__ for c in found]}"
+            f"Config dataclass, found {[c.__name__ for c in found]}"
         )
     return found[0]
 
@@ -91,6 +91,8 @@ def parse_choice(axis: str, value: Any) -> Choice:
 
 def suggest(word: str, known: list[str]) -> str:
     """``; did you mean 'x'? known: ...`` for an error line."""
+    if not known:
+        return "; it has no settings, leave it out"
     close = difflib.get_close_matches(word, known, n=1)
     hint = f"; did you mean {close[0]!r}?" if close else ";"
     return f"{hint} known: {', '.join(known)}"
@@ -108,14 +110,15 @@ def parse_dataclass(cls: type, values: Any, where: str) -> Any:
         if key not in names:
             raise UserError(f"{path}: unknown key{suggest(str(key), names)}")
         parsed[key] = coerce(value, hints[key], path)
+    for field in dataclasses.fields(cls):
+        needed = field.default is field.default_factory is dataclasses.MISSING
+        if needed and field.name not in parsed:
+            raise UserError(f"{where}.{field.name}: missing; it has no default, so write it")
     try:
         return cls(**parsed)
-    except TypeError as error:
-        raise UserError(f"{where}: {error}") from error
-    except UserError:
-        raise
     except ValueError as error:
-        raise UserError(f"{where}.{error}" if where else str(error)) from error
+        text = str(error).removeprefix(f"{where.rpartition('.')[2]}: ")
+        raise UserError(f"{where}.{text}" if where else text) from error
 
 
 def coerce(value: Any, hint: Any, where: str) -> Any:
@@ -135,6 +138,8 @@ def coerce(value: Any, hint: Any, where: str) -> Any:
                 errors.append(error)
         raise errors[0]
     if origin is typing.Literal:
+        if value is False and "no" in arguments:
+            return "no"  # YAML reads an unquoted no as false
         if value in arguments and type(value) is not bool:
             return value
         raise UserError(f"{where}: {value!r} is not one of: {', '.join(map(str, arguments))}")
@@ -144,7 +149,7 @@ def coerce(value: Any, hint: Any, where: str) -> Any:
         if not isinstance(value, list | tuple):
             raise UserError(f"{where}: expected a list, got {value!r}")
         return tuple(coerce(v, arguments[0], f"{where}[{i}]") for i, v in enumerate(value))
-    if origin is dict:
+    if dict in (hint, origin):
         if not isinstance(value, Mapping):
             raise UserError(f"{where}: expected a mapping, got {value!r}")
         return dict(value)
@@ -164,7 +169,12 @@ def coerce(value: Any, hint: Any, where: str) -> Any:
                 return value
             if abs(number) != float("inf") and number == int(number):
                 return int(number)
-    kind = {bool: "true or false", str: "text", int: "a whole number", float: "a number"}
+    kind = {
+        bool: "true or false",
+        str: "text (in quotes where YAML reads something else)",
+        int: "a whole number",
+        float: "a number",
+    }
     raise UserError(f"{where}: expected {kind.get(hint, hint)}, got {value!r}")
 
 

@@ -1,13 +1,14 @@
 """A run's configuration: frozen dataclasses, YAML files and ``key=value`` on top.
 
-Layers, later ones win: the defaults below (the quickstart), the method preset that the file names,
-the file, the method preset given on the command line, ``key=value`` overrides. Within a component
-a changed ``name`` starts from the new component's own defaults.
+Layers, later ones win: the defaults below, the method preset that the file names, the file, the
+method preset given on the command line, ``key=value`` overrides. A preset on the command line takes
+the place of the file's, so nothing of that one is left. Within a component a changed ``name``
+starts from the new component's own defaults.
 """
 
 import dataclasses
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from importlib import resources
 from pathlib import Path
 from typing import Any, Literal
@@ -158,26 +159,37 @@ class CheckpointConfig:
     """How many are kept."""
 
 
-def _choice(axis: str, name: str) -> Any:
-    return dataclasses.field(default_factory=lambda: parse_choice(axis, {"name": name}))
+_DEFAULT_NAMES = {
+    "docids": "atomic",
+    "replay": "generative",
+    "regularizer": "none",
+    "sharpness": "none",
+    "parameters": "full",
+    "merging": "none",
+}
+
+
+def _choice(axis: str) -> Any:
+    return dataclasses.field(default_factory=lambda: parse_choice(axis, _DEFAULT_NAMES[axis]))
 
 
 @dataclasses.dataclass(frozen=True)
 class RunConfig:
-    """Everything that decides a run's result; the defaults are the quickstart."""
+    """Everything that decides a run's result; under the preset ``default``: the quickstart."""
 
     name: str = "quickstart"
     """The run directory is output/name."""
     output: str = "runs"
     seed: int = 0
-    threads: int = 0
-    """Processor threads; 0: leave it to torch. One thread per run is best when runs share cores."""
+    threads: int = 1
+    """Processor threads; sums depend on it in the last digit, so equal runs need the same number.
+    A small model gains little from a second one. 0: leave it to torch."""
     method: str = "default"
     """The preset under the settings below: a name in continual/presets, or a YAML file."""
     data: DataConfig = DataConfig()
     tokenizer: TokenizerConfig = TokenizerConfig()
     model: ModelConfig = ModelConfig()
-    docids: Choice = _choice("docids", "atomic")
+    docids: Choice = _choice("docids")
     indexing: Literal["seen", "new", "none"] = "seen"
     """Documents indexed in a stage: cl(U_n), cl(D_n), or none (pseudo-queries only)."""
     views: tuple[View, ...] = (View("first", 0.35, 48), View("chunk", 0.65, 24, 5))
@@ -187,11 +199,11 @@ class RunConfig:
     """DSI's indexing methods (section 3.1.1 there); retrieval always maps query to docid."""
     sampling: SamplingConfig = SamplingConfig()
     prompts: PromptsConfig = PromptsConfig()
-    replay: Choice = _choice("replay", "generative")
-    regularizer: Choice = _choice("regularizer", "none")
-    sharpness: Choice = _choice("sharpness", "none")
-    parameters: Choice = _choice("parameters", "full")
-    merging: Choice = _choice("merging", "none")
+    replay: Choice = _choice("replay")
+    regularizer: Choice = _choice("regularizer")
+    sharpness: Choice = _choice("sharpness")
+    parameters: Choice = _choice("parameters")
+    merging: Choice = _choice("merging")
     training: TrainingConfig = TrainingConfig()
     evaluation: EvaluationConfig = EvaluationConfig()
     tracking: TrackingConfig = TrackingConfig()
@@ -219,15 +231,23 @@ def load_config(
     for keys, value in assignments:
         if keys == ["method"]:
             method = str(value)
-    layers = [_preset(file.get("method", "default")), file]
+    defaults = {axis: {"name": name} for axis, name in _DEFAULT_NAMES.items()}
+    below = _merge(defaults, _preset(file.get("method", "default")))
+    merged = _merge(below, file)
     if method is not None:
-        layers += [_preset(method), {"method": method}]
-    merged: dict[str, Any] = {}
-    for layer in layers:
-        merged = _merge(merged, layer)
+        # settings that the file makes without naming the component belong to the one it had
+        own = {
+            axis: {"name": below[axis]["name"], **file[axis]}
+            for axis in AXES
+            if isinstance(file.get(axis), Mapping)
+        }
+        merged = _merge(defaults, {**file, **own})
+        merged = _merge(_merge(merged, _preset(method)), {"method": method})
+    # all of them first: replay.ratio=2 replay=episodic is replay=episodic replay.ratio=2
+    given: dict[str, Any] = {}
     for keys, value in assignments:
-        merged = _merge(merged, _nested(keys, value))
-    config = parse(merged)
+        given = _merge(given, _nested(keys, value))
+    config = parse(_merge(merged, given))
     check(config)
     return config
 
@@ -246,17 +266,35 @@ def dump(config: RunConfig) -> str:
 
 def read_resolved(path: Path) -> RunConfig:
     """The configuration of an existing run, as written: no preset is applied again."""
-    return parse(_read_yaml(path))
+    config = parse(_read_yaml(path))
+    check(config)
+    return config
+
+
+def differences(one: RunConfig, other: RunConfig) -> list[str]:
+    """Dotted keys of the settings in which two configurations differ, in the fields' order."""
+
+    def walk(a: Any, b: Any, path: str) -> Iterator[str]:
+        if isinstance(a, Mapping) and isinstance(b, Mapping):
+            for key in {**a, **b}:
+                yield from walk(a.get(key), b.get(key), f"{path}.{key}" if path else key)
+        elif a != b:
+            yield path
+
+    return list(walk(to_plain(one), to_plain(other), ""))
 
 
 def check(config: RunConfig) -> None:
     """Every rule that a single type cannot state."""
-    training, evaluation = config.training, config.evaluation
+    training, evaluation, model = config.training, config.evaluation, config.model
     positive = {
         "tokenizer.vocabulary_size": config.tokenizer.vocabulary_size - 99,
-        "model.d_model": config.model.d_model,
-        "model.num_heads": config.model.num_heads,
-        "model.num_layers": config.model.num_layers,
+        "model.d_model": model.d_model,
+        "model.d_ff": model.d_ff,
+        "model.num_heads": model.num_heads,
+        "model.num_layers": model.num_layers,
+        "model.num_decoder_layers": model.num_decoder_layers,
+        "model.embedding_std": model.embedding_std,
         "training.batch_size": training.batch_size,
         "training.accumulation": training.accumulation,
         "training.window": training.window,
@@ -266,22 +304,41 @@ def check(config: RunConfig) -> None:
         "checkpoint.keep": config.checkpoint.keep,
         "tracking.log_every": config.tracking.log_every,
     }
+    if training.later_learning_rate is not None:
+        positive["training.later_learning_rate"] = training.later_learning_rate
     for key, value in positive.items():
         least = " (at least 100)" if "vocabulary" in key else ""
-        _require(value > 0, f"{key}: must be above zero{least}")
-    for key in ("updates", "updates_per_stage", "ratio", "warmup", "clip", "weight_decay"):
-        _require(getattr(training, key) >= 0, f"training.{key}: must not be negative")
+        _require(0 < value < math.inf, f"{key}: must be above zero and finite{least}")
+    not_negative = {
+        "threads": config.threads,
+        "evaluation.events_every": evaluation.events_every,
+        "checkpoint.every": config.checkpoint.every,
+    }
+    for key in ("updates", "updates_per_stage", "warmup", "clip", "weight_decay"):
+        not_negative[f"training.{key}"] = getattr(training, key)
+    for key, value in not_negative.items():
+        _require(0 <= value < math.inf, f"{key}: must not be negative or infinite")
+    _require(training.ratio >= 0, "training.ratio: must not be negative; .inf: indexing alone")
     for key, value in {
-        "model.dropout": config.model.dropout,
+        "model.dropout": model.dropout,
         "training.label_smoothing": training.label_smoothing,
         "sampling.balance": config.sampling.balance,
         "sampling.new": config.sampling.new or 0.0,
     }.items():
         _require(0 <= value <= 1, f"{key}: must lie between 0 and 1, got {value}")
-    _require(
-        config.model.source != "scratch" or config.model.d_model % config.model.num_heads == 0,
-        "model.num_heads: must divide model.d_model",
-    )
+    _require(model.d_model % model.num_heads == 0, "model.num_heads: must divide model.d_model")
+    if model.source != "scratch":
+        fixed = dataclasses.replace(ModelConfig(), source=model.source, dropout=model.dropout)
+        for key, value in to_plain(model).items():
+            _require(
+                value == getattr(fixed, key),
+                f"model.{key}: {model.source!r} has its own; leave it out, or use source: scratch",
+            )
+        _require(
+            config.tokenizer.source != "train",
+            f"tokenizer.source: the embeddings of {model.source!r} belong to its own tokenizer; "
+            f"set tokenizer.source={model.source}",
+        )
     _require(
         training.batch_size % training.accumulation == 0,
         "training.accumulation: must divide training.batch_size",
@@ -295,16 +352,26 @@ def check(config: RunConfig) -> None:
     for i, view in enumerate(config.views):
         known = suggest(view.name, list(views))
         _require(view.name in views, f"views[{i}].name: {view.name!r} is no view{known}")
-        _require(view.weight >= 0, f"views[{i}].weight: must not be negative")
+        finite = 0 <= view.weight < math.inf
+        _require(finite, f"views[{i}].weight: must not be negative or infinite")
         _require(view.length > 0 and view.shortest > 0, f"views[{i}].length: must be above zero")
     _require(
         config.indexing == "none" or sum(v.weight for v in config.views) > 0,
         "views: at least one view needs a weight above zero",
     )
-    _require(bool(config.name) and "/" not in config.name, "name: must be a plain folder name")
+    _require(
+        config.name not in ("", ".", "..") and not set(config.name) & set("/\\\0"),
+        f"name: must be a plain folder name, got {config.name!r}",
+    )
     _require(
         math.isfinite(training.ratio) or config.indexing != "none",
         "training.ratio: infinite with indexing: none leaves nothing to train on",
+    )
+    # restart trains on D_0's queries where replay has none
+    _require(
+        config.indexing != "none" or config.replay.name != "none" or training.restart,
+        "indexing: none leaves later stages nothing to train on without replay; choose a replay, "
+        "or indexing: seen",
     )
 
 
@@ -323,18 +390,48 @@ def _preset(name: str) -> dict[str, Any]:
     raise UserError(f"method: unknown preset {name!r}{suggest(name, preset_names())}")
 
 
+class _Loader(yaml.SafeLoader):
+    """Plain data only; a key that appears twice is an error, where PyYAML drops the first."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        seen: set[str] = set()
+        for key, _ in node.value:
+            if isinstance(key, yaml.ScalarNode):
+                if key.value in seen:
+                    raise yaml.MarkedYAMLError(
+                        problem=f"{key.value!r} is there twice", problem_mark=key.start_mark
+                    )
+                seen.add(key.value)
+        return super().construct_mapping(node, deep)
+
+
+def _load_yaml(text: str) -> Any:
+    """Plain data; yaml.YAMLError for whatever is wrong with the text."""
+    try:
+        return yaml.load(text, _Loader)  # noqa: S506 - a SafeLoader
+    except (ValueError, RecursionError) as error:  # dates such as 2024-13-45; a deep nest
+        raise yaml.YAMLError(str(error)) from error
+
+
+def _problem(error: yaml.YAMLError) -> str:
+    return getattr(error, "problem", None) or str(error).splitlines()[0]
+
+
 def _read_yaml(path: Path) -> dict[str, Any]:
     try:
-        value = yaml.safe_load(path.read_text("utf-8"))
-    except OSError as error:
-        raise UserError(f"{path}: cannot read the configuration ({error.strerror})") from error
+        value = _load_yaml(path.read_text("utf-8"))
     except UnicodeDecodeError as error:
         raise UserError(f"{path}: not UTF-8 (byte {error.start}); save it as UTF-8") from error
+    except OSError as error:
+        raise UserError(
+            f"{path}: cannot read the configuration ({error.strerror}); give a YAML file, or "
+            "--resume with a run directory"
+        ) from error
     except yaml.YAMLError as error:
         mark = getattr(error, "problem_mark", None)
         line = f":{mark.line + 1}" if mark else ""
-        problem = getattr(error, "problem", None) or str(error).splitlines()[0]
-        raise UserError(f"{path}{line}: not valid YAML ({problem})") from error
+        problem = _problem(error)
+        raise UserError(f"{path}{line}: not valid YAML ({problem}); correct the line") from error
     if value is None:
         return {}
     if not isinstance(value, dict) or not all(isinstance(key, str) for key in value):
@@ -344,12 +441,14 @@ def _read_yaml(path: Path) -> dict[str, Any]:
 
 def _override(text: str) -> tuple[list[str], Any]:
     key, separator, value = text.partition("=")
-    if not separator or not key.strip():
+    keys = key.strip().split(".")
+    if not separator or not all(keys):
         raise UserError(f"{text!r}: expected key=value, for example training.updates=500")
     try:
-        return key.strip().split("."), yaml.safe_load(value)
+        return keys, _load_yaml(value)
     except yaml.YAMLError as error:
-        raise UserError(f"{text!r}: the value is not valid YAML; quote it") from error
+        problem = _problem(error)
+        raise UserError(f"{text!r}: the value is not valid YAML ({problem}); quote it") from error
 
 
 def _nested(keys: Sequence[str], value: Any) -> dict[str, Any]:
@@ -367,7 +466,7 @@ def _merge(below: Mapping[str, Any], above: Mapping[str, Any]) -> dict[str, Any]
             value = {"name": value}
         old = merged.get(key)
         if isinstance(old, Mapping) and isinstance(value, Mapping):
-            renamed = "name" in value and value["name"] != old.get("name")
+            renamed = "name" in value and value["name"] != old.get("name", value["name"])
             merged[key] = dict(value) if renamed else _merge(old, value)
         else:
             merged[key] = value
@@ -379,4 +478,4 @@ def _require(condition: bool, message: str) -> None:
         raise UserError(message)
 
 
-__all__ = ["RunConfig", "coerce", "dump", "load_config", "parse", "read_resolved"]
+__all__ = ["RunConfig", "coerce", "differences", "dump", "load_config", "parse", "read_resolved"]

@@ -16,6 +16,7 @@ from dsi.batching import (
     Source,
     TextSource,
 )
+from dsi.errors import UserError
 from dsi.seeding import derive
 
 
@@ -25,12 +26,15 @@ def document_groups(
     """Groups of ``documents`` (numbers in U_n) and their shares of the draws.
 
     ``new`` of the draws come from D_n; of the rest, ``balance`` picks an old corpus first and the
-    remainder an old document. ``new=None``: one group.
+    remainder an old document. ``new=None``, or nothing old: one group. Nothing new: the old have
+    all draws.
     """
     corpora = stream.corpus_of(documents)
-    if new is None or stage == 0:
-        return [(documents, 1.0)]
     old = corpora < stage
+    if new is None or stage == 0 or not old.any():
+        return [(documents, 1.0)]
+    if old.all():
+        new = 0.0
     groups = [(documents[~old], new), (documents[old], (1 - new) * (1 - balance))]
     present = np.unique(corpora[old])
     groups += [
@@ -71,6 +75,11 @@ def stage_sources(
         sources += _indexing_sources(
             config, stream, 1.0 - retrieval, sampler, indexed, stage, tokenizer
         )
+    if not sources:
+        raise UserError(
+            f"indexing: none leaves stage {stage} nothing to train on: replay gives it no queries; "
+            "set indexing: seen, or a finite replay.ratio and a corpus with train queries"
+        )
     return sources
 
 
@@ -105,6 +114,11 @@ def _indexing_sources(config, stream, share, sampler, indexed, stage, tokenizer)
     marks = np.asarray(
         [m for m in marks if m is not None and m != tokenizer.unk_token_id], np.int32
     )
+    if config.direction == "span_corruption" and len(marks) < 2:
+        raise UserError(
+            "direction: span_corruption needs <extra_id_0>, <extra_id_1>, ... in the tokenizer; "
+            "choose a T5 tokenizer, or tokenizer.source=train"
+        )
     end = int(tokenizer.eos_token_id or 0)
     sources: list[Source] = []
     for i, view in enumerate(config.views):

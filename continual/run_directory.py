@@ -28,7 +28,7 @@ PACKAGES = ("dsi-continual", "torch", "transformers", "accelerate", "datasets", 
 def create(config: RunConfig, overwrite: bool) -> Path:
     """A new run directory; an existing one is only replaced when asked and when it is a run."""
     folder = config.folder
-    if folder.exists() and any(folder.iterdir()):
+    if folder.is_dir() and any(folder.iterdir()):
         if not overwrite:
             raise UserError(
                 f"{folder}: a run is there already; go on with --resume, replace it with "
@@ -55,7 +55,7 @@ def stage_folder(folder: Path, stage: int) -> Path:
 def write_environment(folder: Path, device: str, world_size: int, **more: Any) -> None:
     """environment.json: what ran where, from when to when."""
     path = folder / "environment.json"
-    old = json.loads(path.read_text("utf-8")) if path.exists() else {}
+    old = read_environment(folder)
     versions = {}
     for name in PACKAGES:
         try:
@@ -75,6 +75,7 @@ def write_environment(folder: Path, device: str, world_size: int, **more: Any) -
             "world_size": world_size,
             "start": old.get("start", now),
             "end": None,
+            "wandb_run": old.get("wandb_run"),
             **more,
         },
     )
@@ -82,10 +83,18 @@ def write_environment(folder: Path, device: str, world_size: int, **more: Any) -
 
 def finish_environment(folder: Path) -> None:
     """Note when the run ended."""
+    note_environment(folder, end=time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()))
+
+
+def read_environment(folder: Path) -> dict[str, Any]:
+    """environment.json; nothing when the run has not begun."""
     path = folder / "environment.json"
-    values = json.loads(path.read_text("utf-8"))
-    values["end"] = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
-    write_json(path, values)
+    return json.loads(path.read_text("utf-8")) if path.exists() else {}
+
+
+def note_environment(folder: Path, **values: Any) -> None:
+    """Put values into environment.json."""
+    write_json(folder / "environment.json", {**read_environment(folder), **values})
 
 
 def write_docids(folder: Path, stream: Stream, corpus: int, scheme: Any) -> None:
@@ -103,7 +112,10 @@ def read_docids(folder: Path, stream: Stream, corpora: int, scheme: Any) -> None
     for n in range(corpora):
         path = folder / "docids" / f"D{n}.tsv"
         expected = stream.document_ids(int(stream.offsets[n]), int(stream.offsets[n + 1]))
-        pairs = [line.split("\t") for line in path.read_text("utf-8").splitlines()]
+        if not path.exists():
+            raise UserError(f"{path}: missing, and docids are never made again; restore the file")
+        lines = path.read_text("utf-8").split("\n")[:-1]
+        pairs = [line.split("\t") for line in lines]
         if [pair[0] for pair in pairs] != expected:
             raise UserError(f"{path}: holds other documents than corpus D{n}; restore the corpus")
         rows += [scheme.from_text(pair[1]) for pair in pairs]
@@ -116,6 +128,7 @@ def write_results(
     """TREC runs and per_query.jsonl of one stage."""
     target = stage_folder(folder, stage)
     target.mkdir(parents=True, exist_ok=True)
+    tag = "_".join(tag.split())
     ids = np.asarray(stream.document_ids(0, stream.count(stage)), dtype=object)
     lines = []
     for result in results:
@@ -146,8 +159,8 @@ def make_matrix(
     metrics: dict[str, list[list[float | None]]] = {metric: [] for metric in METRICS}
     for n, row in enumerate(rows):
         for metric in METRICS:
-            cells = [None] * (n + 1) if row is None else list(row[metric])
-            metrics[metric].append(cells + [None] * (size - n - 1))
+            cells: list[float | None] = [None] * (n + 1) if row is None else list(row[metric])
+            metrics[metric].append([*cells, *[None] * (size - n - 1)])
     return {
         "schema": SCHEMA,
         "corpora": [f"D{n}" for n in range(size)],

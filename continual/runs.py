@@ -4,11 +4,11 @@ import json
 import os
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from continual import run_directory as directory
 from continual.config import RunConfig, read_resolved
-from continual.setup import prepare, read_parts
+from continual.setup import make_model, prepare, read_parts
 from dsi.errors import UserError
 from dsi.files import write_json
 
@@ -20,17 +20,20 @@ def train(config: RunConfig, resume: bool = False, overwrite: bool = False) -> P
     if resume:
         config, added = _read_run(folder)
     else:
-        # the corpora are read and checked before anything is written
-        read_parts(config)
+        # whatever can be wrong is read and checked before anything is written
+        tokenizer = prepare(config).tokenizer
+        if config.model.source != "scratch":
+            make_model(config, tokenizer, [1], stage=0)
         if main:
             directory.create(config, overwrite)
     return _run(config, folder, added, resume)
 
 
-def add(folder: Path, corpus: str, progress: bool = True) -> Path:
+def add(folder: Path, corpus: str) -> Path:
     """Index one more corpus into a finished run, as its next stage."""
     config, added = _read_run(folder)
-    before = json.loads((folder / "matrix.json").read_text("utf-8"))
+    path = folder / "matrix.json"
+    before = json.loads(path.read_text("utf-8")) if path.exists() else {"corpora": []}
     parts, _ = read_parts(config, added)
     if len(before["corpora"]) < len(parts):
         raise UserError(
@@ -105,3 +108,82 @@ def _show(folder: Path) -> None:
     print(f"run directory: {folder}")
     for path in paths:
         print(f"figure:        {path}")
+
+
+def evaluate(folder: Path, stage: int | None = None, split: str = "test") -> list[str]:
+    """Recompute one row of the matrix from the stage's model; returns lines to print."""
+    from continual import evaluation
+    from continual.mixture import prompt_ids
+    from continual.trainer import make_accelerator
+    from dsi.model import DSIModel
+
+    config, added = _read_run(folder)
+    done = sorted(int(p.name) for p in (folder / "stages").glob("[0-9]*") if (p / "model").is_dir())
+    if not done:
+        raise UserError(f"{folder}: no stage is finished yet; dsi train --resume {folder} goes on")
+    stage = done[-1] if stage is None else stage
+    if stage not in done:
+        raise UserError(f"--stage: {folder} has no stage {stage}; there are {done}")
+    material = prepare(config, folder / "tokenizer", added)
+    stream, tokenizer = material.stream, material.tokenizer
+    accelerator = make_accelerator(config)
+    model = DSIModel.from_pretrained(directory.stage_folder(folder, stage) / "model")
+    model.to(accelerator.device)
+    settings = config.evaluation
+    pad = cast(int, tokenizer.pad_token_id or 0)
+    found = evaluation.documents_found(
+        model,
+        stream,
+        stage,
+        settings.document_length,
+        settings.batch_size,
+        accelerator,
+        prompt_ids(tokenizer, config.prompts.indexing),
+        pad,
+    )
+    results = evaluation.evaluate(
+        model,
+        stream,
+        stage,
+        [stream.judged_queries(split, corpus) for corpus in range(stage + 1)],
+        found,
+        depth=settings.depth,
+        batch_size=settings.batch_size,
+        accelerator=accelerator,
+        prompt=prompt_ids(tokenizer, config.prompts.retrieval),
+        pad=pad,
+    )
+    lines = [f"stage {stage}, {split} queries" + "".join(f"{m:>20}" for m in evaluation.METRICS)]
+    for result in results:
+        cells = "".join(
+            f"{'':>20}" if result.metrics[m] is None else f"{100 * (result.metrics[m] or 0):20.2f}"
+            for m in evaluation.METRICS
+        )
+        lines.append(f"D{result.corpus:<22}{cells}")
+    return lines
+
+
+def report(folders: list[Path], out: Path | None = None) -> list[str]:
+    """Figures of each run, and of several side by side; returns lines to print."""
+    from continual.report.figures import comparison, save_figures
+
+    matrices: dict[str, Any] = {}
+    folders = list(dict.fromkeys(folders))
+    for folder in folders:
+        path = folder / "matrix.json"
+        if not path.exists():
+            raise UserError(f"{folder}: no finished stage here (matrix.json is missing)")
+        name = folder.name if folder.name not in matrices else str(folder)
+        matrices[name] = json.loads(path.read_text("utf-8"))
+    lines = []
+    for folder, (name, matrix) in zip(folders, matrices.items(), strict=True):
+        lines += [name, directory.format_matrix(matrix), ""]
+        target = out / name.replace("/", "_") if out else folder / "figures"
+        lines += [f"figure: {path}" for path in save_figures(matrix, target)]
+    if len(folders) > 1:
+        target = out or folders[0] / "figures"
+        target.mkdir(parents=True, exist_ok=True)
+        path = target / "comparison.png"
+        comparison(matrices, "hits@10").savefig(path, dpi=150)
+        lines.append(f"figure: {path}")
+    return lines

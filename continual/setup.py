@@ -4,7 +4,7 @@ import hashlib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 from transformers import PreTrainedTokenizerFast
@@ -46,8 +46,13 @@ def read_parts(
                 f"{entry['corpus']}: has changed since it was added to the run; restore it, or "
                 "start a new run"
             )
-        parts.append(Part(more, np.arange(more.documents.num_rows)))
         warnings += list(more.warnings)
+        if not len(more.qrels["test"]):
+            warnings.append(
+                f"{entry['corpus']}: has no test query: column D{len(parts)} of the performance "
+                "matrix stays empty"
+            )
+        parts.append(Part(more, np.arange(more.documents.num_rows)))
     _check_disjoint(parts)
     return parts, warnings
 
@@ -82,7 +87,7 @@ def make_model(
     stage: int,
     empty: bool = False,
 ) -> DSIModel:
-    """A new model; ``empty``: its weights are about to be replaced, so no checkpoint is read."""
+    """A new model; ``empty``: its weights are about to be replaced (only its shape matters)."""
     model, seed = config.model, derive(config.seed, "weights", stage)
     if model.source != "scratch":
         loaded = from_checkpoint(model.source, code_sizes, seed, dropout_rate=model.dropout)
@@ -103,8 +108,8 @@ def make_model(
         num_heads=model.num_heads,
         dropout_rate=model.dropout,
         embedding_std=model.embedding_std,
-        pad_token_id=int(tokenizer.pad_token_id or 0),
-        eos_token_id=int(tokenizer.eos_token_id or 1),
+        pad_token_id=cast(int, tokenizer.pad_token_id or 0),
+        eos_token_id=cast(int, tokenizer.eos_token_id or 1),
         code_sizes=code_sizes,
     )
 
@@ -112,7 +117,7 @@ def make_model(
 def _trained(config: RunConfig, first: Part) -> PreTrainedTokenizerFast:
     """A tokenizer trained on D_0's documents and train queries alone, kept in the cache."""
     data, size = config.data, config.tokenizer.vocabulary_size
-    settings = f"{first.corpus.content_hash}:{data.title}:{data.lowercase}:{size}"
+    settings = f"sentencepiece:{first.corpus.content_hash}:{data.title}:{data.lowercase}:{size}"
     rows = hashlib.sha256(np.ascontiguousarray(first.rows, "<i8").tobytes()).hexdigest()
     key = hashlib.sha256(f"{settings}:{rows}".encode()).hexdigest()[:32]
     folder = cache_folder() / "tokenizers" / key
@@ -126,8 +131,10 @@ def _trained(config: RunConfig, first: Part) -> PreTrainedTokenizerFast:
             for text in take(first.corpus.queries, of_d0)["text"].to_pylist():
                 yield text.lower() if data.lowercase else text
 
-        trained = train_tokenizer(texts(), size)
-        replace_atomically(folder, lambda target: trained.save_pretrained(target))
+        def write(target: Path) -> None:
+            train_tokenizer(texts(), size).save_pretrained(target)
+
+        replace_atomically(folder, write)
     return load_tokenizer(folder)
 
 

@@ -48,13 +48,15 @@ def take_step(
         kept = [p.detach().clone() for p in weights]
         try:
             with torch.no_grad():
-                torch._foreach_add_(weights, sharpness.perturbation(weights, clean))
+                for p, step in zip(weights, sharpness.perturbation(weights, clean), strict=True):
+                    p.add_(step)
             for p in weights:
                 p.grad = None
             _gradients(model, parts, targets, codes_NT, accelerator, seed, label_smoothing)
         finally:
             with torch.no_grad():
-                torch._foreach_copy_(weights, kept)
+                for p, before in zip(weights, kept, strict=True):
+                    p.copy_(before)
         final = sharpness.combine(clean, [p.grad for p in weights])
         for p, gradient in zip(weights, final, strict=True):
             p.grad = gradient
@@ -114,7 +116,10 @@ def _gradients(
 def _to(batch: Batch, device: torch.device) -> Batch:
     if device.type == "cpu":
         return batch
-    move = lambda t: None if t is None else t.to(device, non_blocking=True)  # noqa: E731
+    labels = None if batch.labels is None else batch.labels.to(device, non_blocking=True)
     return Batch(
-        move(batch.input_ids), move(batch.attention_mask), move(batch.documents), move(batch.labels)
+        batch.input_ids.to(device, non_blocking=True),
+        batch.attention_mask.to(device, non_blocking=True),
+        batch.documents.to(device, non_blocking=True),
+        labels,
     )

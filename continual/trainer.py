@@ -7,11 +7,13 @@ Everything random is a function of (seed, purpose, stage, update), so the state 
 weights, its optimizer's moments and a few counters.
 """
 
+import json
+import math
 import sys
 import time
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -33,7 +35,7 @@ from continual.tracking import Tracker
 from dsi.batching import batches_from
 from dsi.errors import UserError
 from dsi.files import write_json
-from dsi.model import DSIModel, grown_rows
+from dsi.model import DSIConfig, DSIModel, grown_rows
 from dsi.seeding import derive
 
 
@@ -49,6 +51,7 @@ class TrainState:
     num_updates: list[int] = field(default_factory=list)
     rows: list[dict[str, list[float | None]] | None] = field(default_factory=list)
     previous: dict[str, torch.Tensor] = field(default_factory=dict)
+    recent: list[torch.Tensor] = field(default_factory=list)  # losses since the last training line
 
 
 class Trainer:
@@ -58,7 +61,7 @@ class Trainer:
         self.config, self.folder = config, folder
         self.stream, self.tokenizer = material.stream, material.tokenizer
         self.accelerator = make_accelerator(config)
-        self.pad = int(self.tokenizer.pad_token_id or 0)
+        self.pad = cast(int, self.tokenizer.pad_token_id or 0)
         self.replay = config.replay.build()
         self.regularizer = config.regularizer.build()
         self.sharpness = config.sharpness.build()
@@ -83,12 +86,14 @@ class Trainer:
             self.folder, config, self.accelerator, found.values["metrics_size"] if found else 0
         )
         start = state.stage + 1 if state.finished else state.stage
-        for stage in range(start, len(stream)):
-            if config.training.stages == "last" and stage < last:
-                self._skip(state, stage)
-                continue
-            self._stage(state, stage)
-        self.tracker.close()
+        try:
+            for stage in range(start, len(stream)):
+                if config.training.stages == "last" and stage < last:
+                    self._skip(state, stage)
+                    continue
+                self._stage(state, stage)
+        finally:
+            self.tracker.close()
         self.accelerator.wait_for_everyone()
 
     def _stage(self, state: TrainState, stage: int) -> None:
@@ -97,7 +102,12 @@ class Trainer:
             self._begin(state, stage)
         self._extend_docids(stage)
         state.model.to(self.accelerator.device)
-        budget = self.budget(stage)
+        budget, entered = self.budget(stage), state.update
+
+        def log(values: dict[str, Any]) -> None:
+            if entered == 0:  # a stage that is resumed has said so before
+                self.tracker.log({"stage": stage, **values}, self.total(state))
+
         context = StageContext(
             stage,
             stream,
@@ -107,10 +117,12 @@ class Trainer:
             self.accelerator.is_main_process,
             progress=sys.stderr.isatty(),
             wait=self.accelerator.wait_for_everyone,
-            log=lambda values: self.tracker.log({"stage": stage, **values}, self.total(state)),
+            log=log,
         )
         pools = self.replay.begin_stage(context)
         ratio = self.replay.ratio
+        if stage > 0 and ratio == float("inf"):
+            pools = []
         if stage == 0 or (config.training.restart and not pools):
             queries = true_queries(stream)
             pools = [queries, *pools] if queries else pools
@@ -150,7 +162,6 @@ class Trainer:
             disable=not accelerator.is_main_process,
             mininterval=1.0,
         )
-        recent: list[torch.Tensor] = []
         for batch in batches:
             rate = learning_rate(training, stage, state.update, budget)
             for group in state.optimizer.param_groups:
@@ -169,12 +180,17 @@ class Trainer:
                 sharpness=self.sharpness,
                 sharp=sharp,
             )
-            recent.append(loss)
+            state.recent.append(loss)
             state.update += 1
             bar.update()
             if state.update % config.tracking.log_every == 0 or state.update == budget:
-                value = float(torch.stack(recent).mean())  # the only wait for the device
-                recent.clear()
+                value = float(torch.stack(state.recent).mean())  # the only wait for the device
+                state.recent.clear()
+                if not math.isfinite(value):
+                    raise UserError(
+                        f"training.learning_rate: the loss is {value} at update {state.update} of "
+                        f"stage {stage}; lower the rate, or set training.clip: 1"
+                    )
                 line = {"stage": stage, "update": state.update, "loss": value}
                 self.tracker.log({**line, "learning_rate": rate}, self.total(state))
                 bar.set_postfix(loss=f"{value:.3f}", refresh=False)
@@ -226,7 +242,6 @@ class Trainer:
             directory.write_results(self.folder, self.stream, stage, results, config.name)
             target = directory.stage_folder(self.folder, stage) / "model"
             state.model.save_pretrained(target)
-            self.tokenizer.save_pretrained(target)
             ids = self.stream.document_ids(0, self.stream.count(stage))
             write_json(self.folder / "forgetting_events.json", self.events.to_json(ids))
             write_json(self.folder / "matrix.json", matrix)
@@ -282,6 +297,9 @@ class Trainer:
         keep = stage > 0 and self.merging.needs_previous
         weights = model.state_dict() if keep else {}
         state.previous = {name: value.detach().clone() for name, value in weights.items()}
+        if keep:  # rows that are new in this stage have no older version
+            for name, fresh in model.fresh_rows.items():
+                state.previous[name][fresh] = float("nan")
 
     def _merge(self, state: TrainState, stage: int) -> None:
         if state.previous:
@@ -335,6 +353,8 @@ class Trainer:
             "metrics_size": self.tracker.size(),
             "timing": self.timing,
             "stream": self.stream.fingerprint(state.stage + 1),
+            "recent": [float(loss) for loss in state.recent],
+            "model": json.loads(state.model.config.to_json_string(use_diff=False)),
         }
         tensors = {
             "model": dict(state.model.state_dict()),
@@ -357,13 +377,21 @@ class Trainer:
                 f"{self.folder}: the corpora differ from those the run was trained on; restore "
                 "them, or start a new run"
             )
-        model = make_model(config, self.tokenizer, [self.stream.count(stage)], stage=0, empty=True)
-        model.load_state_dict(found.tensors["model"], strict=False)
+        # from its configuration: a run that began with a pretrained checkpoint needs it no more
+        model = DSIModel(DSIConfig.from_dict(values["model"]))
+        weights = found.tensors["model"]
+        weights["decoder.embed_tokens.weight"] = weights["encoder.embed_tokens.weight"]
+        model.load_state_dict(weights)
         model.to(self.accelerator.device)
         self.parameters.select(model, stage)
         optimizer = make_optimizer(model, config.training)
         restore_state(optimizer, model, found.tensors["optimizer"])
-        self.regularizer.load_state_dict(found.tensors["regularizer"])
+        device = self.accelerator.device
+        held = {
+            group: {name: value.to(device) for name, value in found.tensors[group].items()}
+            for group in ("regularizer", "previous")
+        }
+        self.regularizer.load_state_dict(held["regularizer"])
         directory.read_docids(self.folder, self.stream, stage + 1, self.docids)
         self.events.load_state_dict(values["events"])
         self.timing = values["timing"]
@@ -375,7 +403,8 @@ class Trainer:
             found.finished,
             list(values["num_updates"]),
             list(values["rows"]),
-            found.tensors["previous"],
+            held["previous"],
+            [torch.tensor(loss, device=device) for loss in values["recent"]],
         )
 
 
@@ -384,7 +413,9 @@ def make_accelerator(config: RunConfig) -> Accelerator:
     if config.threads:
         torch.set_num_threads(config.threads)
     unused = DistributedDataParallelKwargs(
-        find_unused_parameters=config.parameters.name != "full" or config.model.source != "scratch"
+        find_unused_parameters=config.parameters.name != "full"
+        or config.model.source != "scratch"
+        or config.direction != "inputs_to_targets"  # writing text leaves out the docid decoder's
     )
     return Accelerator(
         mixed_precision=config.training.precision,

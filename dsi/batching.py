@@ -22,14 +22,17 @@ from dsi.views import View
 def allocate(shares: Sequence[float], total: int) -> np.ndarray:
     """Whole numbers that add up to ``total``, as close to ``shares`` as rounding allows.
 
-    For growing totals every number grows too (the largest share takes the remainder), so the
-    difference of two calls says how many examples of a source lie between two positions.
+    Webster's method: one seat after the other goes to the largest share / (2 * seats + 1), equal
+    ones to the first. So for growing totals no number shrinks (rounding each share does not
+    promise that), and the difference of two calls says how many examples of a source lie between
+    two positions.
     """
     weights = np.asarray(shares, float) / float(np.sum(shares))
-    counts = np.floor(weights * total + 0.5).astype(np.int64)
-    largest = int(np.argmax(weights))
-    counts[largest] = 0
-    counts[largest] = total - counts.sum()
+    # rounding at this total gives at most `total` seats, all of which the method gives, too
+    low = max(total - len(weights) / 2 - 1, 0.0)
+    counts = np.floor(weights * low + 0.5).astype(np.int64)
+    for _ in range(total - int(counts.sum())):
+        counts[np.argmax(weights / (2 * counts + 1))] += 1
     return counts
 
 
@@ -215,6 +218,8 @@ class Batch:
         mask = self.attention_mask[index::parts]
         width = int(mask.sum(1).max()) if len(mask) else 1
         labels = None if self.labels is None else self.labels[index::parts]
+        if labels is not None and len(labels):
+            labels = labels[:, : int((labels != -100).sum(1).max())]
         return Batch(
             self.input_ids[index::parts, :width],
             mask[:, :width],
@@ -233,8 +238,8 @@ def window_batches(
 ) -> list[Batch]:
     """The ``updates`` batches of one window."""
     text_share = sum(s.share for s in sources if s.writes_text)
-    total_share = sum(s.share for s in sources)
-    shares = [total_share - text_share, text_share]
+    docid_share = sum(s.share for s in sources if not s.writes_text)
+    shares = [docid_share, text_share]
     before = allocate(shares, window * updates)
     after = allocate(shares, (window + 1) * updates)
     rng = numpy_rng(seed, "window", window)

@@ -5,6 +5,7 @@ import os
 import shutil
 import tempfile
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -24,17 +25,26 @@ def replace_atomically(folder: Path, write: Callable[[Path], None]) -> None:
             if path.is_file():
                 _flush(path)
         temporary.chmod(0o755)  # mkdtemp makes private folders; a run directory is for sharing
-        if folder.exists():
-            shutil.rmtree(folder)
-        os.replace(temporary, folder)
-    except OSError:
-        # another process may have finished the same cache entry first: theirs is as good
-        shutil.rmtree(temporary, ignore_errors=True)
-        if not folder.exists():
-            raise
+        _put(temporary, folder)
     except BaseException:
         shutil.rmtree(temporary, ignore_errors=True)
         raise
+
+
+def _put(temporary: Path, folder: Path) -> None:
+    old = temporary.with_name(f"{temporary.name}.old")
+    with suppress(FileNotFoundError):
+        os.rename(folder, old)
+    try:
+        os.rename(temporary, folder)
+    except OSError:
+        # another process may have finished the same cache entry in between: theirs is as good
+        shutil.rmtree(temporary, ignore_errors=True)
+        if not folder.exists():
+            if old.exists():
+                os.rename(old, folder)
+            raise
+    shutil.rmtree(old, ignore_errors=True)
 
 
 def write_text(path: Path, text: str) -> None:

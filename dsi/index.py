@@ -17,6 +17,7 @@ from dsi.model import DSIModel
 from dsi.tokenization import load_tokenizer, tokenize
 
 SCHEMA = 1
+BATCH = 256  # queries ranked at once
 
 
 @dataclass(frozen=True)
@@ -57,7 +58,10 @@ class SearchIndex:
         path = run / "index.json"
         if not path.exists():
             raise UserError(f"{run}: no run here (index.json is missing); give a run directory")
-        how = json.loads(path.read_text("utf-8"))
+        try:
+            how = json.loads(path.read_text("utf-8"))
+        except ValueError as error:
+            raise UserError(f"{path}: broken JSON ({error}); restore the file") from error
         if how.get("schema") != SCHEMA:
             raise UserError(f"{path}: schema {how.get('schema')!r}, this version reads {SCHEMA}")
         found = sorted(p for p in (run / "stages").glob("[0-9]*") if (p / "model").is_dir())
@@ -67,12 +71,16 @@ class SearchIndex:
         wanted = max(stages) if stage is None else stage
         if wanted not in stages:
             raise UserError(f"{run}: no stage {wanted}; there are {sorted(stages)}")
-        model = DSIModel.from_pretrained(stages[wanted] / "model")
-        tokenizer = load_tokenizer(stages[wanted] / "model")
         ids: list[str] = []
-        for n in range(wanted + 1):
-            lines = (run / "docids" / f"D{n}.tsv").read_text("utf-8").splitlines()
-            ids += [line.split("\t")[0] for line in lines]
+        try:
+            model = DSIModel.from_pretrained(stages[wanted] / "model")
+            for n in range(wanted + 1):
+                lines = (run / "docids" / f"D{n}.tsv").read_text("utf-8").splitlines()
+                ids += [line.split("\t")[0] for line in lines]
+        except OSError as error:
+            what = " ".join(str(error).split())
+            raise UserError(f"{run}: incomplete ({what}); copy the whole run directory") from error
+        tokenizer = load_tokenizer(run / "tokenizer")
         corpora = [read_corpus(c, deduplicate=how["deduplicate"]) for c in how["corpora"]]
         return cls(model, tokenizer, ids, corpora, lowercase=how["lowercase"], prompt=how["prompt"])
 
@@ -80,7 +88,13 @@ class SearchIndex:
         """For each query its k best documents, best first (fewer when there are fewer)."""
         if not queries:
             return []
+        if k < 1:
+            raise UserError(f"k: must be at least 1, got {k}")
         texts = [" ".join(query.split()) for query in queries]
+        parts = (texts[start : start + BATCH] for start in range(0, len(texts), BATCH))
+        return [results for part in parts for results in self._search(part, k)]
+
+    def _search(self, texts: list[str], k: int) -> list[list[Result]]:
         tokens = tokenize(self.tokenizer, [t.lower() if self._lowercase else t for t in texts])
         tokens = gather(tokens, tokens.offsets[:-1], tokens.lengths, prompt=self._prompt)
         pad = int(self.tokenizer.pad_token_id or 0)

@@ -14,6 +14,7 @@ import numpy as np
 
 from dsi.lexical_queries import WORD
 from dsi.seeding import numpy_rng
+from dsi.views import STOP_WORDS
 
 CONTENT_SHARE = 0.1  # a word in more of the documents than this is no content word
 SNIPPET = 300  # characters of a document in an example
@@ -48,8 +49,9 @@ def round_trip_filter(
     queries: Sequence[str], documents: np.ndarray, ranks: np.ndarray, k: int
 ) -> tuple[list[str], np.ndarray]:
     """The queries, and their documents, whose own document is among the first k."""
-    keep = np.flatnonzero((ranks >= 1) & (ranks <= k))
-    return [queries[i] for i in keep], np.asarray(documents)[keep]
+    keep = (ranks >= 1) & (ranks <= k)
+    kept = [query for query, good in zip(queries, keep, strict=True) if good]
+    return kept, np.asarray(documents)[keep]
 
 
 def measure(
@@ -69,27 +71,27 @@ def measure(
     - ``distinct_1``, ``distinct_2``: different words (pairs) / words (pairs) within the queries of
       one document, mean over documents (Li et al. 2016): 1 = no word is used twice;
     - ``copied``: share of the queries' content words that occur in the document; a content word is
-      one that is in at most 10 % of the texts (or in a single one);
+      no English stop word and in at most 10 % of the texts (or in a single one);
     - ``examples``: [{"document": snippet, "queries": [...]}] of seeded documents.
 
-    NaN where there is nothing to average.
+    None where there is nothing to average, so that the result is JSON.
     """
     rows = list(range(len(queries))) if rows is None else [int(row) for row in rows]
     assert len(rows) == len(queries)
     flat = [(query, row) for own, row in zip(queries, rows, strict=True) for query in own]
     rng = numpy_rng(seed, "memory-quality")
-    chosen = np.arange(len(flat))
+    asked = flat
     if len(flat) > sample:
-        chosen = np.sort(rng.choice(len(flat), sample, replace=False))
-    gold = np.array([flat[i][1] for i in chosen], dtype=np.int64)
+        asked = [flat[int(i)] for i in np.sort(rng.choice(len(flat), sample, replace=False))]
     ranks = np.zeros(0, dtype=np.int64)
-    if len(flat):
-        ranks = bm25_ranks([flat[i][0] for i in chosen], gold, texts, 10)
+    if asked:
+        gold = np.array([row for _, row in asked])
+        ranks = bm25_ranks([query for query, _ in asked], gold, texts, 10)
     shown = [int(i) for i in rng.permutation(len(queries))[:examples]]
     words = [[_words(query) for query in own] for own in queries]
     return {
         "queries": len(flat),
-        "queries_per_document": len(flat) / len(queries) if queries else float("nan"),
+        "queries_per_document": len(flat) / len(queries) if queries else None,
         "mean_words": _mean([len(query) for own in words for query in own]),
         "bm25_at_1": _mean(ranks == 1),
         "bm25_at_10": _mean(ranks >= 1),
@@ -102,19 +104,25 @@ def measure(
     }
 
 
-def _copied(words: list[list[list[str]]], texts: Sequence[str], rows: Sequence[int]) -> float:
+def _copied(
+    words: list[list[list[str]]], texts: Sequence[str], rows: Sequence[int]
+) -> float | None:
     needed = {word for own in words for query in own for word in query}
     frequency: Counter[str] = Counter()
     for text in texts:
         frequency.update(needed.intersection(_words(text)))
     limit = max(1, CONTENT_SHARE * len(texts))
+
+    def is_content(word: str) -> bool:
+        return frequency[word] <= limit and word not in STOP_WORDS
+
     copied = total = 0
     for own, row in zip(words, rows, strict=True):
         vocabulary = set(_words(texts[row])) if own else set()
-        content = [word for query in own for word in query if frequency[word] <= limit]
+        content = [word for query in own for word in query if is_content(word)]
         total += len(content)
         copied += sum(word in vocabulary for word in content)
-    return copied / total if total else float("nan")
+    return copied / total if total else None
 
 
 def _words(text: str) -> list[str]:
@@ -126,6 +134,6 @@ def _distinct(queries: list[list[str]], n: int) -> float:
     return len(set(grams)) / len(grams)
 
 
-def _mean(values: Any) -> float:
+def _mean(values: Any) -> float | None:
     values = np.asarray(values, dtype=np.float64)
-    return float(values.mean()) if values.size else float("nan")
+    return float(values.mean()) if values.size else None

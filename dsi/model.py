@@ -16,7 +16,14 @@ from typing import Any, ClassVar
 import torch
 from huggingface_hub.dataclasses import strict
 from torch import Tensor, nn
-from transformers import AutoConfig, AutoModelForSeq2SeqLM, PreTrainedModel, T5Config
+from transformers import (
+    AutoConfig,
+    AutoModel,
+    AutoModelForSeq2SeqLM,
+    PretrainedConfig,
+    PreTrainedModel,
+    T5Config,
+)
 from transformers.models.t5.modeling_t5 import (
     T5Attention,
     T5DenseActDense,
@@ -87,6 +94,8 @@ class DSIModel(PreTrainedModel):
         self.docids = DocidHead(config.d_model, config.code_sizes or [1])
         if config.untied_text_head:
             self.lm_head = nn.Linear(config.d_model, config.vocab_size, bias=False)
+        # by parameter name, which rows the last growth added: bool (rows,)
+        self.fresh_rows: dict[str, Tensor] = {}
         self.post_init()
         self.decoder.embed_tokens = self.encoder.embed_tokens
 
@@ -231,7 +240,11 @@ class DSIModel(PreTrainedModel):
         ).last_hidden_state
         logits = self.text_logits(hidden).float()
         return nn.functional.cross_entropy(
-            logits.transpose(1, 2), labels, reduction="none", ignore_index=-100
+            logits.transpose(1, 2),
+            labels,
+            reduction="none",
+            ignore_index=-100,
+            label_smoothing=label_smoothing,
         ).sum(1)
 
     @torch.no_grad()
@@ -242,6 +255,7 @@ class DSIModel(PreTrainedModel):
         told (``continual.optimization.carry_over``).
         """
         old = self.code_sizes
+        self.fresh_rows = {}
         if list(code_sizes) == old:
             return
         if len(code_sizes) != len(old) or any(n < o for n, o in zip(code_sizes, old, strict=True)):
@@ -252,6 +266,12 @@ class DSIModel(PreTrainedModel):
             self.docids.inputs = _grown(
                 self.docids.inputs, old[:-1], code_sizes[:-1], 1.0, generator
             )
+        for name, table in self.docids.named_parameters():
+            if name != "start":
+                fresh = torch.ones(len(table), dtype=torch.bool)
+                parts = len(old) if name == "rows" else len(old) - 1
+                fresh[grown_rows(old[:parts], code_sizes[:parts])] = False
+                self.fresh_rows[f"docids.{name}"] = fresh
         self.config.code_sizes = list(code_sizes)
 
 
@@ -278,35 +298,22 @@ def _grown(
 def from_scratch(seed: int, **sizes: Any) -> DSIModel:
     """A randomly initialised model, the same for the same seed, without touching global state."""
     with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
+        torch.default_generator.manual_seed(seed)  # torch.manual_seed seeds the devices, too
         model = DSIModel(DSIConfig(**sizes))
         # the stacks initialise their embedding themselves, T5's way, when they are built
         nn.init.normal_(model.encoder.embed_tokens.weight, 0.0, model.config.embedding_std)
     return model
 
 
-def from_checkpoint(source: str | Path, code_sizes: Sequence[int], seed: int, **changes: Any):
+def from_checkpoint(
+    source: str | Path, code_sizes: Sequence[int], seed: int, **changes: Any
+) -> DSIModel:
     """A DSIModel whose stacks come from a T5, T5 v1.1, flan-T5 or mT5 checkpoint.
 
     ``source`` is a local folder or a hub name; ``changes`` replaces configuration values such as
     ``dropout_rate``. The docid head is new.
     """
-    try:
-        config = AutoConfig.from_pretrained(str(source))
-        if config.model_type not in T5_FAMILY:
-            raise UserError(
-                f"model.source: {str(source)!r} is a {config.model_type!r} checkpoint; "
-                f"use one of the T5 family ({', '.join(T5_FAMILY)})"
-            )
-        checkpoint = AutoModelForSeq2SeqLM.from_pretrained(str(source), dtype=torch.float32)
-    except (OSError, ValueError) as error:
-        if isinstance(error, UserError):
-            raise
-        first = str(error).strip().splitlines()[0]
-        raise UserError(
-            f"model.source: cannot load {str(source)!r} ({first}); give a local folder with "
-            "config.json and model.safetensors, a model name, or 'scratch'"
-        ) from error
+    config, checkpoint = _read_checkpoint(str(source))
     embedding, head = checkpoint.get_input_embeddings(), checkpoint.get_output_embeddings()
     untied = head.weight.data_ptr() != embedding.weight.data_ptr()
     untied = untied and not torch.equal(head.weight, embedding.weight)
@@ -318,7 +325,8 @@ def from_checkpoint(source: str | Path, code_sizes: Sequence[int], seed: int, **
     values.update(
         code_sizes=list(code_sizes),
         untied_text_head=untied,
-        scale_text_head=bool(getattr(config, "scale_decoder_outputs", not untied)),
+        # only T5's configuration has this; mT5 never scales
+        scale_text_head=bool(getattr(config, "scale_decoder_outputs", False)),
         **changes,
     )
     model = from_scratch(seed, **values)
@@ -329,3 +337,37 @@ def from_checkpoint(source: str | Path, code_sizes: Sequence[int], seed: int, **
         if untied:
             model.lm_head.weight.copy_(head.weight)
     return model
+
+
+def _read_checkpoint(source: str) -> tuple[PretrainedConfig, Any]:
+    """Configuration and float32 weights of a T5-like checkpoint that has every weight."""
+    try:
+        config = AutoConfig.from_pretrained(source)
+        if config.model_type not in T5_FAMILY:
+            raise UserError(
+                f"model.source: {source!r} is a {config.model_type!r} checkpoint; "
+                f"use one of the T5 family ({', '.join(T5_FAMILY)})"
+            )
+        checkpoint, report = AutoModelForSeq2SeqLM.from_pretrained(
+            source, dtype=torch.float32, output_loading_info=True
+        )
+    except UserError:
+        raise
+    except Exception as error:  # of four libraries: a bad value, size, file or name
+        first = " ".join(str(error).split("\n\n")[0].split())
+        raise UserError(
+            f"model.source: cannot load {source!r} ({first}); give a local folder with "
+            "config.json and model.safetensors, a model name, or 'scratch'"
+        ) from error
+    missing = sorted(report["missing_keys"])
+    if missing:  # transformers would train on with random weights in their place
+        raise UserError(
+            f"model.source: {source!r} lacks {len(missing)} weights ({missing[0]}, ...); "
+            "give a checkpoint with encoder and decoder"
+        )
+    return config, checkpoint
+
+
+# AutoModel.from_pretrained(FOLDER) works on a saved stage wherever this module is imported
+AutoConfig.register("dsi", DSIConfig)
+AutoModel.register(DSIConfig, DSIModel)

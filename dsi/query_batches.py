@@ -51,12 +51,12 @@ def pair_batches(
         ]
         items = [items[int(i)] for i in rng.permutation(len(items))]
         for window in _groups(items, WINDOW * batch_size):
-            window.sort(key=lambda item: len(sources[document_P[item[0]]]))
+            window.sort(key=lambda item: len(sources[int(document_P[item[0]])]))
             batches = list(_groups(window, batch_size))
             for b in map(int, rng.permutation(len(batches))):
                 yield Batch(
-                    [sources[document_P[item[0]]] for item in batches[b]],
-                    [targets[p] for item in batches[b] for p in item],
+                    [sources[int(document_P[item[0]])] for item in batches[b]],
+                    [targets[int(p)] for item in batches[b] for p in item],
                     np.repeat(np.arange(len(batches[b])), [len(item) for item in batches[b]]),
                 )
         epoch += 1

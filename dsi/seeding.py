@@ -1,6 +1,7 @@
 """Random streams that depend on what they are for, never on global state or call order."""
 
 import hashlib
+import operator
 
 import numpy as np
 
@@ -11,7 +12,8 @@ def derive(seed: int, *purpose: str | int) -> int:
     Equal arguments give equal seeds on every platform and in every process (unlike ``hash``),
     so a run can be resumed at any point without storing generator states.
     """
-    text = "\x1f".join(f"{type(part).__name__}:{part}" for part in (seed, *purpose))
+    parts = (part if isinstance(part, str) else operator.index(part) for part in (seed, *purpose))
+    text = "\x1f".join(f"{type(part).__name__}:{part}" for part in parts)
     return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest(), "little") >> 1
 
 

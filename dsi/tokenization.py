@@ -4,8 +4,10 @@ Shape legend: N texts, V vocabulary size.
 """
 
 import hashlib
+import io
 import json
 import os
+import unicodedata
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import islice
@@ -69,27 +71,49 @@ def train_tokenizer(texts: Iterable[str], vocabulary_size: int) -> PreTrainedTok
     """A Unigram tokenizer (Kudo 2018, T5's kind) trained on ``texts``.
 
     Ids: 0 ``<pad>``, 1 ``</s>``, 2 ``<unk>``, then pieces, then the sentinels of span corruption.
+    The pieces are found by sentencepiece with one thread: the trainer of ``tokenizers`` adds
+    numbers in the order of a hash map, so two equal runs of it differ.
     """
-    from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
+    import sentencepiece
+    from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers
 
-    tokenizer = Tokenizer(models.Unigram())
+    written = io.BytesIO()
+    try:
+        sentencepiece.SentencePieceTrainer.train(
+            sentence_iterator=(unicodedata.normalize("NFKC", text) for text in texts),
+            model_writer=written,
+            model_type="unigram",
+            vocab_size=vocabulary_size - NUM_SENTINELS,
+            hard_vocab_limit=False,  # a small text has fewer pieces
+            num_threads=1,
+            pad_id=0,
+            eos_id=1,
+            unk_id=2,
+            bos_id=-1,
+            pad_piece="<pad>",
+            eos_piece="</s>",
+            normalization_rule_name="identity",
+            max_sentence_length=1 << 20,
+            minloglevel=2,
+        )
+    except RuntimeError as error:
+        raise UserError(
+            "tokenizer.vocabulary_size: no tokenizer can be trained on D_0 with "
+            f"{vocabulary_size} ({' '.join(str(error).split())[-120:]}); choose a larger one"
+        ) from error
+    pieces = sentencepiece.SentencePieceProcessor(model_proto=written.getvalue())
+    ids = range(pieces.get_piece_size())
+    vocabulary = [(pieces.id_to_piece(i), float(pieces.get_score(i))) for i in ids]
+    tokenizer = Tokenizer(models.Unigram(vocabulary, unk_id=2, byte_fallback=False))
     tokenizer.normalizer = normalizers.NFKC()
     tokenizer.pre_tokenizer = pre_tokenizers.Metaspace()
     tokenizer.decoder = decoders.Metaspace()
-    sentinels = [f"<extra_id_{i}>" for i in range(NUM_SENTINELS)]
-    trainer = trainers.UnigramTrainer(
-        vocab_size=vocabulary_size - NUM_SENTINELS,
-        special_tokens=["<pad>", "</s>", "<unk>"],
-        unk_token="<unk>",
-        show_progress=False,
-    )
-    tokenizer.train_from_iterator(texts, trainer)
     return PreTrainedTokenizerFast(
         tokenizer_object=tokenizer,
         pad_token="<pad>",
         eos_token="</s>",
         unk_token="<unk>",
-        additional_special_tokens=sentinels,
+        additional_special_tokens=[f"<extra_id_{i}>" for i in range(NUM_SENTINELS)],
     )
 
 
@@ -97,17 +121,27 @@ def load_tokenizer(source: str | Path) -> PreTrainedTokenizerFast:
     """A pretrained fast tokenizer by name or local folder; it must know padding and end of text."""
     try:
         tokenizer = AutoTokenizer.from_pretrained(str(source))
-    except (OSError, ValueError) as error:
-        first = str(error).strip().splitlines()[0]
+    except Exception as error:  # of several libraries, with no common base
+        first = " ".join(str(error).split())
         raise UserError(
             f"tokenizer.source: cannot load a tokenizer from {str(source)!r} ({first}); "
             "give a local folder with tokenizer.json, a model name, or 'train'"
         ) from error
-    if not getattr(tokenizer, "is_fast", False) or tokenizer.pad_token_id is None:
+    ends = (tokenizer.pad_token_id, tokenizer.eos_token_id)
+    if not getattr(tokenizer, "is_fast", False) or None in ends:
         raise UserError(
-            f"tokenizer.source: {str(source)!r} is not a fast tokenizer with a padding token; "
-            "use a T5-family tokenizer or 'train'"
+            f"tokenizer.source: {str(source)!r} is not a fast tokenizer with padding and end-of-"
+            "text tokens; use a T5-family tokenizer or 'train'"
         )
+    # transformers makes a tokenizer of special tokens alone from a folder that has none
+    if set(tokenizer.get_vocab()) <= {*tokenizer.all_special_tokens, "▁"}:
+        raise UserError(
+            f"tokenizer.source: {str(source)!r} has no vocabulary; add its tokenizer.json, or give "
+            "another tokenizer or 'train'"
+        )
+    # saved with some: they would cut documents and pad prompts
+    tokenizer.backend_tokenizer.no_truncation()
+    tokenizer.backend_tokenizer.no_padding()
     return tokenizer
 
 
@@ -133,12 +167,13 @@ def tokenize(tokenizer: PreTrainedTokenizerFast, texts: Iterable[str]) -> Tokens
     backend = tokenizer.backend_tokenizer
     backend.no_truncation()
     backend.no_padding()
-    unknown = tokenizer.unk_token_id if tokenizer.unk_token_id is not None else 0
+    unknown = tokenizer.unk_token_id
+    unknown = unknown if isinstance(unknown, int) else 0
     values: list[np.ndarray] = [np.zeros(0, np.int32)]
     lengths: list[np.ndarray] = [np.zeros(1, np.int64)]
     for batch in batches(texts):
         encoded = backend.encode_batch_fast(batch, add_special_tokens=False)
-        ids = [e.ids or [unknown] for e in encoded]
+        ids: list[list[int]] = [e.ids or [unknown] for e in encoded]
         part = Tokens.from_lists(ids)
         values.append(part.values)
         lengths.append(part.lengths)

@@ -31,11 +31,11 @@ class Average:
         self.needs_previous = config.new < 1
 
     def merge(self, before: Mapping[str, Tensor], after: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """Merged weights; ``before`` has, for grown tables, the rows the stage started with."""
+        """Merged weights; where ``before`` is NaN (rows new in the stage), those after it."""
         if not self.needs_previous:
             return dict(after)
         return {
-            name: before[name].lerp(value, self.config.new)
+            name: value.where(before[name].isnan(), before[name].lerp(value, self.config.new))
             if name in before and value.is_floating_point()
             else value
             for name, value in after.items()

@@ -39,13 +39,16 @@ class L2:
                 for name, parameter in model.named_parameters()
                 if parameter.requires_grad
             }
+            for name, fresh in getattr(model, "fresh_rows", {}).items():
+                if name in self.anchor:
+                    self.anchor[name][fresh] = float("nan")  # no older version to stay near
 
     def penalty(self, model: nn.Module) -> Tensor | None:
         """The penalty at the model's present weights, a scalar."""
         if not self.anchor or self.config.weight == 0:
             return None
         parts = [
-            (parameter - self.anchor[name]).square().sum()
+            (parameter - self.anchor[name]).nan_to_num(0.0).square().sum()
             for name, parameter in model.named_parameters()
             if name in self.anchor
         ]

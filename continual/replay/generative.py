@@ -10,6 +10,7 @@ from typing import Any, Literal
 import numpy as np
 
 from continual.context import QueryPool, StageContext, true_queries
+from dsi.errors import UserError
 from dsi.files import cache_folder, replace_atomically, write_json, write_text
 from dsi.lexical_queries import LexicalQueries
 from dsi.memory_quality import bm25_ranks, measure
@@ -105,6 +106,12 @@ class GenerativeReplay:
         if context.is_main and not path.exists():
             self._write(context, corpus, path)
         context.wait()
+        # logged by the stage that writes, also when a run goes on after that stage was cut off
+        quality = json.loads(path.with_name("memory_quality.json").read_text("utf-8"))
+        for writer, values in quality.items():
+            if values["stage"] == context.stage:
+                shown = {k: v for k, v in values.items() if isinstance(v, int | float)}
+                context.log({"memory": writer, "corpus": f"D{corpus}", **shown})
         start = int(context.stream.offsets[corpus])
         memory = {}
         for writer in self._writers():
@@ -134,15 +141,13 @@ class GenerativeReplay:
             )
             if config.round_trip:
                 queries = _filtered(queries, texts, config.round_trip)
-            quality[writer] = _finite(measure(queries, texts, seed=context.seed))
+            found = measure(queries, texts, seed=context.seed)
+            quality[writer] = {"stage": context.stage, **found}
             for number, (document, own) in enumerate(zip(ids, queries, strict=True)):
                 line = {"document": document, "number": number, "writer": writer, "queries": own}
                 lines.append(json.dumps(line, ensure_ascii=False) + "\n")
         write_json(path.with_name("memory_quality.json"), quality)
         write_text(path, "".join(lines))
-        for writer, values in quality.items():
-            shown = {k: v for k, v in values.items() if isinstance(v, int | float)}
-            context.log({"memory": writer, "corpus": f"D{corpus}", **shown})
 
     def _lexical(self, context: StageContext) -> LexicalQueries:
         # document frequencies of D_0 alone: what a stage writes must not depend on later corpora
@@ -162,6 +167,7 @@ class GenerativeReplay:
             tokenizer_fingerprint(context.tokenizer),
             f"{stream.title} {stream.lowercase} {seed}",
             asdict(config.generator),
+            _checkpoint_hash(config.generator.source),
             asdict(config.sampling),
         ]
         key = hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()[:32]
@@ -170,6 +176,11 @@ class GenerativeReplay:
             generator = QueryGenerator.load(kept)
         else:
             queries, documents = stream.train_pairs(0)
+            if not queries:
+                raise UserError(
+                    "replay.memory: the generator learns from D_0's train queries and there are "
+                    "none; add qrels/train.tsv, or set replay.memory: lexical"
+                )
             texts = list(stream.texts(0, stream.count(0)))
             generator = QueryGenerator.train(
                 [texts[number] for number in documents],
@@ -202,8 +213,17 @@ def _filtered(queries: list[list[str]], texts: list[str], k: int) -> list[list[s
     return [own or before for own, before in zip(kept, queries, strict=True)]
 
 
-def _finite(values: dict[str, Any]) -> dict[str, Any]:
-    return {k: None if isinstance(v, float) and v != v else v for k, v in values.items()}
+def _checkpoint_hash(source: str) -> str | None:
+    """What a local checkpoint holds: a path alone would serve a changed one from the cache."""
+    folder = Path(source)
+    if not folder.is_dir():
+        return None
+    digest = hashlib.sha256()
+    for path in sorted(p for p in folder.iterdir() if p.is_file()):
+        digest.update(path.name.encode())
+        with open(path, "rb") as file:
+            digest.update(hashlib.file_digest(file, "sha256").digest())
+    return digest.hexdigest()
 
 
 def _read(path: Path, writer: str) -> Iterator[tuple[int, list[str]]]:

@@ -1,0 +1,75 @@
+"""Episodic replay: whose queries come back, and that an infinite ratio is no replay."""
+
+from dataclasses import dataclass, field
+
+import numpy as np
+import pytest
+
+from continual.context import StageContext
+from continual.replay.episodic import EpisodicReplay
+from dsi.errors import UserError
+from dsi.tokenization import Tokens
+
+
+@dataclass
+class Queries:
+    """A stream of three corpora with 2, 3 and 1 train queries; notes who is asked."""
+
+    asked: list[int] = field(default_factory=list)
+    sizes: tuple[int, ...] = (2, 3, 1)
+
+    def train_queries(self, corpus):
+        self.asked.append(corpus)
+        count = self.sizes[corpus]
+        lists = [[10 * corpus + i + 1] for i in range(count)]
+        return Tokens.from_lists(lists), np.arange(count) + 100 * corpus
+
+
+def context(stream, stage, tmp_path):
+    return StageContext(stage, stream, None, 0, tmp_path)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("documents", "corpora", "words"),
+    [
+        ("initial", [0], [1, 2]),
+        ("new", [2], [21]),
+        ("seen", [0, 1, 2], [1, 2, 11, 12, 13, 21]),
+    ],
+)
+def test_whose_queries_are_rehearsed(documents, corpora, words, tmp_path):
+    stream = Queries()
+    member = EpisodicReplay(EpisodicReplay.Config(documents=documents, ratio=2.0))
+    (pool,) = member.begin_stage(context(stream, 2, tmp_path))
+    assert stream.asked == corpora
+    assert pool.tokens.values.tolist() == words
+    assert pool.documents.tolist() == [d for c in corpora for d in stream.train_queries(c)[1]]
+    assert not pool.by_document  # each query equally often: DSI++'s epsmem
+    assert member.ratio == 2.0
+
+
+def test_the_first_stage_asks_nobody(tmp_path):
+    stream = Queries()
+    assert (
+        EpisodicReplay(EpisodicReplay.Config("seen")).begin_stage(context(stream, 0, tmp_path))
+        == []
+    )
+    assert stream.asked == []
+
+
+def test_without_train_queries_there_is_no_pool(tmp_path):
+    member = EpisodicReplay(EpisodicReplay.Config())
+    assert member.begin_stage(context(Queries(sizes=(0, 3, 1)), 1, tmp_path)) == []
+
+
+def test_a_negative_ratio_is_refused(lab):
+    with pytest.raises(UserError, match=r"replay\.ratio"):
+        lab.config("replay.name=episodic", "replay.ratio=-1")
+
+
+@pytest.mark.parametrize("more", [(), ("training.restart=true",)])
+def test_with_an_infinite_ratio_it_is_no_replay(lab, more):
+    episodic = lab.train("replay.name=episodic", "replay.ratio=.inf", *more)
+    assert lab.results(episodic) == lab.results(lab.kept("replay=none", *more))
+    finite = lab.train("replay.name=episodic", "replay.ratio=1", *more)
+    assert lab.matrix(finite) != lab.matrix(episodic)

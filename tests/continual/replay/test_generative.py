@@ -1,0 +1,234 @@
+"""Generative replay: pools and shares, the memory on disk, and whose texts it is made of."""
+
+import json
+
+import numpy as np
+import pytest
+
+from continual.context import StageContext
+from continual.replay import generative
+from continual.replay.generative import GenerativeReplay
+from continual.setup import prepare
+from dsi.errors import UserError
+from dsi.lexical_queries import LexicalQueries
+from dsi.query_generation import GeneratorConfig, QueryGenerator
+
+TINY = GeneratorConfig(
+    d_model=16, num_layers=1, num_decoder_layers=1, num_heads=2, d_ff=16, updates=3, batch_size=8
+)
+
+
+@pytest.fixture(scope="module")
+def material(lab):
+    return prepare(lab.config())
+
+
+@pytest.fixture
+def begin(material, tmp_path, monkeypatch):
+    """Begin a stage of a run folder; the list collects what is logged."""
+    monkeypatch.setenv("DSI_CACHE", str(tmp_path / "cache"))
+    logged: list[dict] = []
+
+    def begin(member, stage, folder=tmp_path / "run", seed=0):
+        context = StageContext(
+            stage,
+            material.stream,
+            material.tokenizer,
+            seed,
+            folder,
+            progress=False,
+            log=logged.append,
+        )
+        return member.begin_stage(context)
+
+    begin.logged = logged
+    begin.run = tmp_path / "run"
+    return begin
+
+
+def make(**settings):
+    settings = {"queries_per_document": 3, "generator": TINY, **settings}
+    return GenerativeReplay(GenerativeReplay.Config(**settings))
+
+
+def lines(run, corpus):
+    path = run / "stages" / f"{corpus:02d}" / "pseudo_queries.jsonl"
+    return [json.loads(line) for line in path.read_text("utf-8").splitlines()]
+
+
+@pytest.mark.parametrize(
+    ("documents", "corpora"), [("initial", [0]), ("new", [2]), ("seen", [0, 1, 2])]
+)
+def test_whose_documents_are_rehearsed(begin, material, documents, corpora):
+    (pool,) = begin(make(documents=documents), 2)
+    offsets = material.stream.offsets
+    expected = [n for c in corpora for n in range(offsets[c], offsets[c + 1])]
+    assert np.unique(pool.documents).tolist() == expected
+    assert pool.by_document and pool.weight == 1.0
+    assert sorted(int(p.name) for p in (begin.run / "stages").iterdir()) == corpora
+
+
+def test_what_is_written_is_what_is_rehearsed(begin, material):
+    (pool,) = begin(make(), 1)
+    stream, texts = material.stream, []
+    for corpus in (0, 1):
+        written = lines(begin.run, corpus)
+        start, stop = int(stream.offsets[corpus]), int(stream.offsets[corpus + 1])
+        assert [line["document"] for line in written] == stream.document_ids(start, stop)
+        assert [line["number"] for line in written] == list(range(stop - start))
+        assert all(1 <= len(line["queries"]) <= 3 for line in written)
+        texts += [(start + line["number"], query) for line in written for query in line["queries"]]
+    assert pool.documents.tolist() == [number for number, _ in texts]
+    backend = material.tokenizer.backend_tokenizer
+    for i, (number, query) in enumerate(texts):
+        assert pool.tokens[i].tolist() == backend.encode(query, add_special_tokens=False).ids
+        own = next(iter(stream.texts(number, number + 1))).split()
+        assert set(query.split()) <= set(own)  # lexical queries are made of the document's words
+
+
+@pytest.mark.parametrize(
+    ("memory", "shares"),
+    [
+        ("lexical", {"lexical": 0.7, "queries": 0.3}),
+        ("learned", {"learned": 0.7, "queries": 0.3}),
+        ("both", {"lexical": 0.35, "learned": 0.35, "queries": 0.3}),
+    ],
+)
+def test_writers_and_stored_queries_share_the_replay(begin, material, memory, shares):
+    pools = begin(make(memory=memory, stored_queries=0.3), 1)
+    assert {pool.name: pool.weight for pool in pools} == pytest.approx(shares)
+    stored = next(pool for pool in pools if pool.name == "queries")
+    tokens, documents = material.stream.train_queries(0)
+    assert np.array_equal(stored.tokens.values, tokens.values)
+    assert np.array_equal(stored.documents, documents) and not stored.by_document
+    quality = json.loads((begin.run / "stages/00/memory_quality.json").read_text())
+    assert list(quality) == [name for name in shares if name != "queries"]
+    for values in quality.values():
+        assert values["queries"] > 0 and 0 <= values["bm25_at_1"] <= values["bm25_at_10"] <= 1
+        assert len(values["examples"]) == 18
+    assert {(e["memory"], e["corpus"]) for e in begin.logged} == {
+        (writer, f"D{c}") for writer in quality for c in (0, 1)
+    }
+
+
+def test_only_stored_queries_need_no_writer(begin):
+    (pool,) = begin(make(stored_queries=1.0), 1)
+    assert pool.name == "queries" and pool.weight == 1.0
+    assert not begin.run.exists()
+
+
+@pytest.mark.parametrize(("weight", "count"), [(0.0, 0), (0.5, 1)])
+def test_the_first_stage(begin, weight, count):
+    pools = begin(make(first_stage=weight, documents="new"), 0)
+    assert [(pool.name, pool.weight) for pool in pools] == [("lexical", 0.5)] * count
+
+
+def test_an_infinite_ratio_writes_nothing(begin):
+    assert begin(make(ratio=float("inf")), 1) == []
+    assert not begin.run.exists()
+
+
+def test_the_generator_learns_once_from_the_first_corpus(begin, material, monkeypatch):
+    calls, train = [], QueryGenerator.train.__func__  # type: ignore[attr-defined]
+
+    def spy(cls, texts, queries, *rest, **more):
+        calls.append((list(texts), list(queries)))
+        return train(cls, texts, queries, *rest, **more)
+
+    monkeypatch.setattr(QueryGenerator, "train", classmethod(spy))
+    member = make(memory="learned")
+    begin(member, 1)
+    begin(member, 2)
+    stream = material.stream
+    queries, documents = stream.train_pairs(0)
+    texts = list(stream.texts(0, stream.count(0)))
+    assert calls == [([texts[d] for d in documents], queries)]
+    assert (begin.run / "generator" / "generator.json").exists()
+    # an equal run takes it from the cache, another seed does not
+    begin(make(memory="learned"), 1, folder=begin.run.with_name("equal"))
+    assert len(calls) == 1
+    begin(make(memory="learned"), 1, folder=begin.run.with_name("other"), seed=1)
+    assert len(calls) == 2
+
+
+def test_the_memory_is_read_back_without_a_generator(begin, monkeypatch):
+    before = begin(make(memory="both"), 1)
+
+    def unwanted(*arguments, **options):
+        raise AssertionError("the memory is on disk")
+
+    monkeypatch.setattr(generative, "cached_generate", unwanted)
+    monkeypatch.setattr(QueryGenerator, "train", unwanted)
+    monkeypatch.setattr(QueryGenerator, "load", unwanted)
+    logged = len(begin.logged)
+    after = begin(make(memory="both"), 1)
+    for one, other in zip(before, after, strict=True):
+        assert one.name == other.name and one.weight == other.weight
+        assert np.array_equal(one.tokens.values, other.tokens.values)
+        assert np.array_equal(one.documents, other.documents)
+    # the stage that wrote says so again when it begins again, a later one does not
+    assert begin.logged[logged:] == begin.logged[:logged]
+    monkeypatch.undo()
+    begin(make(memory="both"), 2)
+    assert {event["corpus"] for event in begin.logged[2 * logged :]} == {"D2"}
+
+
+def test_what_a_corpus_is_given_does_not_depend_on_later_ones(begin):
+    one, other = begin.run.with_name("one"), begin.run.with_name("other")
+    begin(make(memory="both"), 0 + 1, folder=one)
+    begin(make(memory="both"), 2, folder=other)
+    assert lines(one, 0) == lines(other, 0) and lines(one, 1) == lines(other, 1)
+
+
+def test_a_round_trip_keeps_queries_that_find_their_document(begin, material):
+    words = LexicalQueries.Config(share_terms=0, span_min=1, span_max=1)
+    begin(make(queries_per_document=8, lexical=words), 1)
+    filtered = begin.run.with_name("filtered")
+    begin(make(queries_per_document=8, lexical=words, round_trip=1), 1, folder=filtered)
+    before, after = lines(begin.run, 0), lines(filtered, 0)
+    counts = [sum(len(line["queries"]) for line in found) for found in (before, after)]
+    assert 0 < counts[1] < counts[0]
+    stream = material.stream
+    texts = list(stream.texts(0, stream.count(0)))
+    kept = [(q, line["number"]) for line in after for q in line["queries"]]
+    ranks = generative.bm25_ranks([q for q, _ in kept], np.array([d for _, d in kept]), texts, 1)
+    assert (ranks == 1).mean() > 0.9  # but for documents that would have none left
+    for one, other in zip(before, after, strict=True):
+        assert other["queries"] and set(other["queries"]) <= set(one["queries"])
+
+
+def test_a_document_never_loses_all_its_queries():
+    texts = ["apple pear plum", "apple pear plum fig", "kiwi"]
+    queries = [["apple"], ["fig", "pear"], ["mango"]]
+    # "apple" finds the shorter document, "pear" too, "mango" none
+    assert generative._filtered(queries, texts, 1) == [["apple"], ["fig"], ["mango"]]
+
+
+def test_without_train_queries_nothing_can_be_learned(begin, material, monkeypatch):
+    monkeypatch.setattr(material.stream, "train_pairs", lambda corpus: ([], np.zeros(0, np.int64)))
+    with pytest.raises(UserError, match=r"replay\.memory.*lexical"):
+        begin(make(memory="learned"), 1)
+
+
+@pytest.mark.parametrize(
+    "setting",
+    [
+        "ratio=-1",
+        "queries_per_document=0",
+        "stored_queries=1.5",
+        "first_stage=-0.1",
+        "round_trip=-1",
+        "lexical.span_min=0",
+        "memory=psychic",
+        "generator.source=5",
+    ],
+)
+def test_impossible_settings_are_one_line(lab, setting):
+    with pytest.raises(UserError, match="replay") as caught:
+        lab.config("replay.name=generative", f"replay.{setting}")
+    assert "\n" not in str(caught.value)
+
+
+def test_with_an_infinite_ratio_it_is_no_replay(lab):
+    run = lab.train("replay.name=generative", "replay.ratio=.inf", "replay.stored_queries=0.5")
+    assert lab.results(run) == lab.results(lab.kept())

@@ -1,0 +1,87 @@
+"""Checkpoints: whole, newest first, and one line when one is damaged."""
+
+import pytest
+import torch
+
+from continual.checkpoint import Checkpoint, load_latest, save
+from dsi.errors import UserError
+
+
+def checkpoint(stage, update, finished=False):
+    tensors = {
+        "model": {"w": torch.randn(3, 2), "half": torch.randn(4).bfloat16()},
+        "optimizer": {"w/step": torch.tensor(7.0)},
+        "previous": {},
+    }
+    values = {"rows": [{"hits@1": [0.1, None]}, None], "loss": [1 / 3]}
+    return Checkpoint(stage, update, finished, tensors, values)
+
+
+def names(folder):
+    return sorted(path.name for path in folder.iterdir())
+
+
+def test_what_is_saved_is_loaded_bit_for_bit(tmp_path):
+    saved = checkpoint(3, 40)
+    saved.tensors["model"]["view"] = torch.randn(4, 6).T  # not contiguous
+    save(tmp_path, saved, keep=2)
+    loaded = load_latest(tmp_path)
+    assert loaded is not None
+    assert (loaded.stage, loaded.update, loaded.finished) == (3, 40, False)
+    assert loaded.values == saved.values
+    assert loaded.tensors.keys() == saved.tensors.keys()
+    for group, tensors in saved.tensors.items():
+        assert loaded.tensors[group].keys() == tensors.keys()
+        for name, value in tensors.items():
+            assert torch.equal(loaded.tensors[group][name], value)
+            assert loaded.tensors[group][name].dtype == value.dtype
+
+
+def test_without_a_folder_there_is_none(tmp_path):
+    assert load_latest(tmp_path / "nothing") is None
+
+
+def test_only_the_newest_are_kept(tmp_path):
+    order = [(0, 5, False), (0, 10, False), (0, 10, True), (1, 5, False), (9, 5, False)]
+    # a hundred stages and a hundred million updates: as numbers, not as letters
+    order += [(99, 10, True), (100, 5, False), (100, 99_999_999, False), (100, 100_000_000, True)]
+    for stage, update, finished in order:
+        save(tmp_path, checkpoint(stage, update, finished), keep=2)
+        latest = load_latest(tmp_path)
+        assert latest is not None
+        assert (latest.stage, latest.update, latest.finished) == (stage, update, finished)
+        assert len(names(tmp_path)) <= 2
+
+
+def test_an_interrupted_save_leaves_the_one_before(tmp_path, monkeypatch):
+    save(tmp_path, checkpoint(0, 5), keep=1)
+    monkeypatch.setattr("continual.checkpoint.json.dumps", lambda value: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        save(tmp_path, checkpoint(0, 10), keep=1)
+    assert names(tmp_path) == ["00-00000005"]
+    (tmp_path / ".00-00000010.abc").mkdir()  # what a killed process leaves behind
+    (tmp_path / "00-00000011").mkdir()  # not one of ours: no state in it
+    latest = load_latest(tmp_path)
+    assert latest is not None and latest.update == 5
+
+
+@pytest.mark.parametrize(
+    ("file", "content"),
+    [
+        ("state.json", b'{"schema": 1, "sta'),
+        ("state.json", b"\xff"),
+        ("state.json", b"[]"),
+        ("state.json", b'{"schema": 1, "groups": []}'),
+        ("state.json", b'{"schema": 2}'),
+        ("model.safetensors", b"\0" * 30),
+        ("model.safetensors", None),
+    ],
+)
+def test_a_damaged_checkpoint_is_one_line(tmp_path, file, content):
+    save(tmp_path, checkpoint(0, 5), keep=1)
+    path = tmp_path / "00-00000005" / file
+    path.unlink() if content is None else path.write_bytes(content)
+    with pytest.raises(UserError, match="00-00000005") as caught:
+        load_latest(tmp_path)
+    assert "\n" not in str(caught.value)
+    assert "delete" in str(caught.value) or "version" in str(caught.value)

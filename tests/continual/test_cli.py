@@ -1,0 +1,224 @@
+"""The command line: one line for a mistake, nothing written, and help at once."""
+
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from continual import runs
+from continual.cli import main
+from continual.config import dump, load_config
+
+HEAVY = "torch transformers accelerate datasets numpy yaml pyarrow matplotlib wandb bm25s"
+
+# each: a command line, how the line starts after "dsi: error: ", a part of the rest
+BAD_COMMANDS = [
+    ("", "the following arguments are required: COMMAND", "see dsi --help"),
+    ("trian", "argument COMMAND: invalid choice: 'trian'", "'train'"),
+    ("--verbose", "the following arguments are required: COMMAND", "dsi --help"),
+    ("train --ovewrite", "unrecognized arguments: --ovewrite", "dsi --help"),
+    ("train seed=1 --ovewrite x=1", "unrecognized arguments: --ovewrite", "dsi --help"),
+    ("train one.yaml two.yaml", "one.yaml two.yaml: expected at most one configuration", ""),
+    ("train seed=1 one.yaml", "seed=1 one.yaml: expected at most one configuration", ""),
+    ("train absent.yaml", "absent.yaml: cannot read the configuration", "give a YAML file"),
+    ("train folder", "folder: cannot read the configuration (Is a directory)", "--resume"),
+    ("train trainin.updates=5", "trainin: unknown key", "did you mean 'training'"),
+    ("train training.updates=x", "training.updates: expected a whole number", "'x'"),
+    ("train method=cl_knew", "method: unknown preset 'cl_knew'", "did you mean 'cl_new'"),
+    ("train data.corpus=absent", "absent: no such folder", "give a folder"),
+    ("train data.corpus=folder", "folder/corpus.jsonl: missing", "corpus.jsonl"),
+    ("train data.corpus={documents: absent}", "absent: no such file", "JSONL"),
+    ("train data.corpus={text: absent}", "corpus.text: unknown", "documents"),
+    ("train data.stream=idd", "", "idd.json: no such stream; there are: iid, topic"),
+    ("train data.stream=absent/s.json", "absent/s.json: no such file", "give JSON"),
+    ("train tokenizer.source=absent", "tokenizer.source: cannot load", "'train'"),
+    ("train output=file", "file/quickstart: cannot create the run directory", "output="),
+    ("train --resume folder", "folder: no run here (config.yaml is missing)", "run directory"),
+    ("train --resume absent.yaml", "absent.yaml: cannot read the configuration", ""),
+    ("train --resume name=absent", "runs/absent: no run here", "give a run directory"),
+    ("train --resume run seed=1", "seed=1: --resume goes on with the run's own", "leave it out"),
+    ("add", "the following arguments are required: RUN, FOLDER", "dsi add --help"),
+    ("add folder folder", "folder: no run here", "give a run directory"),
+    ("add run folder", "run: only 0 of 6 stages are finished", "dsi train --resume run"),
+    ("search", "the following arguments are required: RUN", "dsi search --help"),
+    ("search folder query", "folder: no run here", "give a run directory"),
+    ("search run query --k 0", "--k: must be at least 1", "0"),
+    ("search run query --k ten", "argument --k: invalid int value: 'ten'", ""),
+    ("evaluate folder", "folder: no run here", "give a run directory"),
+    ("evaluate run", "run: no stage is finished yet", "dsi train --resume run"),
+    ("evaluate run --stage x", "argument --stage: invalid int value", ""),
+    ("evaluate run --split dve", "argument --split: invalid choice: 'dve'", "'dev'"),
+    ("report", "the following arguments are required: RUN", "dsi report --help"),
+    ("report run", "run: no finished stage here", "matrix.json"),
+    ("report run run", "run: no finished stage here", "matrix.json"),
+]
+
+
+@pytest.fixture
+def place(tmp_path, monkeypatch):
+    """A working directory with an empty folder, a file, and a run that has not begun."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "file").write_text("")
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "config.yaml").write_text(dump(load_config(None, ["name=run"])))
+    return tmp_path
+
+
+@pytest.fixture
+def trained(monkeypatch):
+    """What ``runs.train`` is called with; nothing is trained."""
+    calls = []
+
+    def train(config, resume=False, overwrite=False):
+        calls.append((config, resume, overwrite))
+        return config.folder
+
+    monkeypatch.setattr(runs, "train", train)
+    return calls
+
+
+def words(line: str) -> list[str]:
+    """A command line as arguments; braces stay together."""
+    return line.replace(": ", ":\0").split(" ") if line else []
+
+
+def inventory(place: Path) -> list[str]:
+    return sorted(str(path) for path in place.rglob("*"))
+
+
+@pytest.mark.parametrize(("line", "start", "rest"), BAD_COMMANDS)
+def test_a_mistake_is_one_line_and_status_2(place, capsys, line, start, rest):
+    before = inventory(place)
+    arguments = [word.replace("\0", " ") for word in words(line)]
+    assert main(arguments) == 2
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert err.endswith("\n")
+    assert err.count("\n") == 1
+    assert err.startswith(f"dsi: error: {start}")
+    assert rest in err
+    assert inventory(place) == before, "nothing is written"
+
+
+def test_a_missing_checkpoint_is_found_before_anything_is_written(place, capsys, tmp_path):
+    from dsi.tokenization import train_tokenizer
+
+    train_tokenizer(["some words to learn"], 100).save_pretrained(tmp_path / "folder")
+    before = inventory(place)
+    assert main(["train", "tokenizer.source=folder", "model.source=absent"]) == 2
+    assert "model.source: cannot load 'absent'" in capsys.readouterr().err
+    assert inventory(place) == before
+
+
+def test_a_run_is_not_replaced_by_accident(place, capsys):
+    shutil.copytree(place / "run", place / "runs" / "quickstart")
+    assert main(["train"]) == 2
+    assert "--resume, replace it with --overwrite" in capsys.readouterr().err
+    (place / "runs" / "quickstart" / "config.yaml").rename(place / "runs" / "quickstart" / "mine")
+    assert main(["train", "--overwrite"]) == 2
+    assert "not a run directory, so it is not replaced" in capsys.readouterr().err
+    assert (place / "runs" / "quickstart" / "mine").exists()
+
+
+def test_only_the_first_rank_speaks(place, capsys, monkeypatch):
+    monkeypatch.setenv("RANK", "1")
+    assert main(["train", "absent.yaml"]) == 2
+    assert capsys.readouterr().err == ""
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "file.yaml seed=4 --overwrite",
+        "--overwrite file.yaml seed=4",
+        "file.yaml --overwrite seed=4",
+    ],
+)
+def test_options_may_stand_anywhere(place, trained, line):
+    (place / "file.yaml").write_text("seed: 3\nthreads: 1\n")
+    assert main(["train", *line.split()]) == 0
+    config, resume, overwrite = trained[0]
+    assert (config.seed, config.threads, resume, overwrite) == (4, 1, False, True)
+
+
+def test_nothing_given_is_the_quickstart(place, trained):
+    assert main(["train"]) == 0
+    assert trained == [(load_config(), False, False)]
+
+
+def test_a_run_that_was_moved_goes_on_where_it_is(place, trained):
+    moved = place / "elsewhere" / "rate=0.1"
+    shutil.copytree(place / "run", moved)
+    assert main(["train", "--resume", "elsewhere/rate=0.1"]) == 0
+    config, resume, _ = trained[0]
+    assert resume
+    assert config.folder.samefile(moved)
+    assert config.name == "rate=0.1"
+
+
+def test_a_run_goes_on_with_its_own_settings(place, trained, capsys):
+    (place / "run.yaml").write_text("name: run\noutput: .\n")
+    assert main(["train", "--resume", "run.yaml"]) == 0
+    assert main(["train", "--resume", "name=run", "output=."]) == 0
+    assert [call[0].folder for call in trained] == [Path("run")] * 2
+    assert main(["train", "--resume", "run.yaml", "training.clip=2"]) == 2
+    error = capsys.readouterr().err
+    assert error.startswith("dsi: error: training.clip: differs from run/config.yaml")
+    assert "dsi train --resume run" in error
+    assert len(trained) == 2
+
+
+def test_search_prompts_until_an_empty_line(monkeypatch, capsys):
+    from dsi.index import Result, SearchIndex
+
+    class Index:
+        def search(self, queries, k):
+            return [[Result("id", -0.5, "", f"about {queries[0]}")] * k]
+
+        def __len__(self):
+            return 7
+
+    asked = iter(["  ether ", ""])
+    monkeypatch.setattr(SearchIndex, "load", lambda run, stage=None: Index())
+    monkeypatch.setattr("builtins.input", lambda prompt: next(asked))
+    assert main(["search", "run", "--k", "2"]) == 0
+    out = capsys.readouterr().out
+    assert out.startswith("7 documents.")
+    assert out.count("about ether") == 2
+    assert main(["search", "run", "wind"]) == 0
+    assert capsys.readouterr().out.count("about wind") == 10
+
+
+def test_output_that_nobody_reads(monkeypatch):
+    def report(folders, out):
+        raise BrokenPipeError
+
+    monkeypatch.setattr(runs, "report", report)
+    monkeypatch.setattr(sys, "stdout", sys.stdout)
+    assert main(["report", "run"]) == 0
+    assert sys.stdout.name == os.devnull
+    sys.stdout.close()
+
+
+@pytest.mark.parametrize("arguments", [["--help"], ["train", "--help"], ["report", "--help"]])
+def test_help_is_there_at_once(arguments):
+    code = f"""
+import sys, time
+from continual.cli import main
+try:
+    main({arguments!r})
+except SystemExit as stop:
+    print(stop.code, sorted(set(sys.modules) & set({HEAVY.split()!r})), time.process_time())
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=60
+    )
+    assert done.stdout.startswith("usage: dsi")
+    status, modules, seconds = done.stdout.splitlines()[-1].split(" ")
+    assert (status, modules) == ("0", "[]")
+    assert float(seconds) < 1
+    assert done.stderr == ""

@@ -1,0 +1,199 @@
+"""A row of the matrix against ir_measures, against itself, and without a trace."""
+
+import random
+
+import numpy as np
+import pytest
+import torch
+
+from continual import performance
+from continual.evaluation import METRICS, documents_found, evaluate, rank_texts
+from continual.run_directory import stage_folder
+from continual.setup import prepare
+from dsi.model import DSIModel
+from dsi.tokenization import Tokens
+from dsi.trec import write_qrels
+
+STAGE = 2
+NO_PROMPT = np.zeros(0, np.int32)
+
+
+@pytest.fixture(scope="module")
+def stream(lab):
+    run = lab.kept()
+    return prepare(lab.config(), run / "tokenizer").stream
+
+
+@pytest.fixture
+def model(lab):
+    return DSIModel.from_pretrained(stage_folder(lab.kept(), STAGE) / "model")
+
+
+def row(model, stream, accelerator, batch_size=256, depth=10, split="test"):
+    queries = [stream.judged_queries(split, corpus) for corpus in range(STAGE + 1)]
+    found = documents_found(model, stream, STAGE, 32, batch_size, accelerator, NO_PROMPT, 0)
+    return evaluate(
+        model,
+        stream,
+        STAGE,
+        queries,
+        found,
+        depth=depth,
+        batch_size=batch_size,
+        accelerator=accelerator,
+        prompt=NO_PROMPT,
+        pad=0,
+    )
+
+
+@pytest.mark.parametrize("stage", range(STAGE + 1))
+def test_metrics_are_those_of_ir_measures(lab, stage, tmp_path):
+    ir_measures = pytest.importorskip("ir_measures")
+    run, matrix = lab.kept(), lab.matrix(lab.kept())
+    qrels = (lab.corpus / "qrels" / "test.tsv").read_text().splitlines()[1:]
+    judged = [line.split("\t") for line in qrels]
+    names = {"hits@1": "Success@1", "hits@10": "Success@10", "mrr@10": "RR@10"}
+    measures = [ir_measures.parse_measure(name) for name in names.values()]
+    for o in range(stage + 1):
+        lines = (run / "docids" / f"D{o}.tsv").read_text().splitlines()
+        ours = {line.split("\t")[0] for line in lines}
+        path = tmp_path / f"D{o}.qrels"
+        of_corpus: dict[str, dict[str, int]] = {}
+        for query, document, _ in judged:
+            if document in ours:
+                of_corpus.setdefault(query, {})[document] = 1
+        write_qrels(path, of_corpus)
+        found = ir_measures.calc_aggregate(
+            measures,
+            list(ir_measures.read_trec_qrels(str(path))),
+            list(ir_measures.read_trec_run(str(stage_folder(run, stage) / f"run.D{o}.trec"))),
+        )
+        for metric, name in names.items():
+            value = found[ir_measures.parse_measure(name)]
+            assert matrix["metrics"][metric][stage][o] == pytest.approx(value, abs=1e-12)
+        assert matrix["num_queries"][o] == len(of_corpus)
+
+
+@pytest.mark.parametrize("stage", range(STAGE + 1))
+def test_the_per_query_file_agrees_with_runs_and_matrix(lab, stage):
+    run, matrix = lab.kept(), lab.matrix(lab.kept())
+    lines = lab.per_query(run, stage)
+    for o in range(stage + 1):
+        own = [line for line in lines if line["corpus"] == f"D{o}"]
+        trec = (stage_folder(run, stage) / f"run.D{o}.trec").read_text().splitlines()
+        top: dict[str, list[str]] = {}
+        for fields in map(str.split, trec):
+            top.setdefault(fields[0], []).append(fields[2])
+        assert {line["query"]: line["top"] for line in own} == top
+        for line in own:
+            places = [i + 1 for i, key in enumerate(line["top"]) if key in line["gold"]]
+            assert line["rank"] == (places[0] if places else 0)
+            assert lab.marker("test", o) in line["text"] or len(line["gold"]) < 3
+        ranks = np.array([line["rank"] for line in own])
+        row_ = {metric: matrix["metrics"][metric][stage][o] for metric in METRICS}
+        assert row_["hits@1"] == pytest.approx(np.mean(ranks == 1))
+        assert row_["hits@10"] == pytest.approx(np.mean(ranks > 0))
+        assert row_["mrr@10"] == pytest.approx(np.mean([1 / r if r else 0 for r in ranks]))
+    shared = [line for line in lines if line["query"] == "test-d00-0"]
+    gold = {line["corpus"]: line["gold"] for line in shared}
+    assert gold["D0"] == ["d00", "d01"]  # each corpus counts its own answers
+    assert gold.get("D1", ["d18"]) == ["d18"]
+
+
+def test_averages_are_those_of_performance(lab):
+    matrix = lab.matrix(lab.kept())
+    for metric, P in matrix["metrics"].items():
+        assert [len(cells) for cells in P] == [3, 3, 3]
+        assert all(P[n][o] is None for n in range(3) for o in range(n + 1, 3))
+        assert matrix["average_performance"][metric] == performance.average_performance(P)
+        assert matrix["forgetting"][metric] == performance.forgetting(P)
+        assert matrix["learning_performance"][metric] == performance.learning_performance(P)
+
+
+@pytest.mark.parametrize("batch_size", [1, 5, 7, 256])
+def test_the_last_batch_may_be_odd(model, stream, accelerator, batch_size):
+    expected = row(model, stream, accelerator)
+    results = row(model, stream, accelerator, batch_size)
+    for one, other in zip(results, expected, strict=True):
+        assert one.metrics == other.metrics
+        assert np.array_equal(one.ranks, other.ranks)
+        np.testing.assert_allclose(one.scores_QK, other.scores_QK, rtol=1e-4, atol=1e-4)
+
+
+def test_it_recomputes_what_the_run_wrote(lab, model, stream, accelerator):
+    for o, result in enumerate(row(model, stream, accelerator)):
+        written = lab.matrix(lab.kept())["metrics"]
+        assert result.metrics == {metric: written[metric][STAGE][o] for metric in METRICS}
+        assert np.all(np.diff(result.scores_QK, axis=1) <= 0)
+        assert np.all(result.scores_QK <= 0)  # log-probabilities
+
+
+def test_scores_are_log_probabilities_over_all_documents(model, stream, accelerator):
+    count = stream.count(STAGE)
+    for result in row(model, stream, accelerator, depth=count):
+        total = np.exp(result.scores_QK).sum(1)
+        np.testing.assert_allclose(total, np.ones_like(total), rtol=1e-4)
+        assert all(sorted(numbers) == list(range(count)) for numbers in result.top_QK.tolist())
+
+
+def test_it_draws_no_random_number_and_leaves_the_mode(model, stream, accelerator):
+    model.train()
+    model.encoder.dropout.p = 0.5
+    states = random.getstate(), np.random.get_state(), torch.get_rng_state()  # noqa: NPY002
+    first = row(model, stream, accelerator)
+    assert random.getstate() == states[0]
+    assert str(np.random.get_state()) == str(states[1])  # noqa: NPY002
+    assert torch.equal(torch.get_rng_state(), states[2])
+    assert model.training
+    second = row(model.eval(), stream, accelerator)
+    assert not model.training
+    assert all(np.array_equal(a.scores_QK, b.scores_QK) for a, b in zip(first, second, strict=True))
+
+
+def test_an_index_that_is_right_is_measured_as_right(stream, accelerator):
+    """A model whose state is the first token's one-hot finds the documents that begin with it."""
+
+    class Oracle(torch.nn.Module):
+        def __init__(self, firsts, width):
+            super().__init__()
+            self.docids = torch.nn.Module()
+            self.docids.rows = torch.nn.Parameter(torch.eye(width)[firsts] * 50)
+
+        def query_states(self, input_ids, attention_mask):
+            return torch.eye(self.docids.rows.shape[1])[input_ids[:, 0]]  # type: ignore[union-attr]
+
+    count = stream.count(STAGE)
+    firsts = np.array([stream.tokens[i][0] for i in range(count)])
+    oracle = Oracle(firsts, 400)
+    found = documents_found(oracle, stream, STAGE, 32, 4, accelerator, NO_PROMPT, 0)  # type: ignore[arg-type]
+    # of documents that begin alike the first one is found
+    expected = [i == int(np.flatnonzero(firsts == firsts[i])[0]) for i in range(count)]
+    assert found.tolist() == expected and any(expected)
+
+
+def test_a_prompt_is_read_in_front(model, stream, accelerator):
+    tokens = stream.judged_queries("test", 0).tokens
+    prompt = stream.tokens[3][:2].astype(np.int32)
+    joined = [[*prompt.tolist(), *tokens[i].tolist()] for i in range(len(tokens))]
+    one = rank_texts(model, tokens, 5, 8, accelerator, prompt, 0)
+    other = rank_texts(model, Tokens.from_lists(joined), 5, 8, accelerator, NO_PROMPT, 0)
+    assert np.array_equal(one[0], other[0]) and np.array_equal(one[1], other[1])
+
+
+def test_a_corpus_without_queries_has_no_retrieval_metric(lab, model, stream, accelerator):
+    queries = [stream.judged_queries("test", corpus) for corpus in range(STAGE + 1)]
+    empty = stream.judged_queries("test", 0)
+    empty = type(empty)([], [], Tokens.from_lists([]), [])
+    found = np.ones(stream.count(STAGE), bool)
+    settings = dict(depth=10, batch_size=8, accelerator=accelerator, prompt=NO_PROMPT, pad=0)
+    full = evaluate(model, stream, STAGE, queries, found, **settings)
+    results = evaluate(model, stream, STAGE, [queries[0], empty, queries[2]], found, **settings)
+    assert results[1].metrics == {
+        "hits@1": None,
+        "hits@10": None,
+        "mrr@10": None,
+        "indexing_accuracy": 1.0,
+    }
+    assert results[0].metrics == full[0].metrics and results[2].metrics == full[2].metrics
+    nothing = evaluate(model, stream, STAGE, [empty] * 3, found, **settings)
+    assert all(result.metrics["hits@1"] is None for result in nothing)

@@ -1,0 +1,137 @@
+"""A run that is stopped anywhere and goes on ends with the same bytes."""
+
+import json
+import shutil
+
+import pytest
+
+from continual import checkpoint, runs, trainer
+from continual import run_directory as directory
+from continual.config import load_config
+from continual.replay import generative
+from dsi.errors import UserError
+
+SETTINGS = (
+    "checkpoint.every=4",
+    "evaluation.events_every=3",
+    "replay.name=generative",
+    "replay.ratio=1",
+    "replay.queries_per_document=2",
+    "regularizer.name=l2",
+    "sharpness.name=sam",
+    "merging.name=average",
+    "merging.new=0.7",
+    "model.dropout=0.2",
+)
+
+
+class Stop(Exception):
+    """What interrupts a run here."""
+
+
+def stop_at(patch, owner, name, call, before=True):
+    """Raise at the given call of a function, before or after it has done its work."""
+    original, count = getattr(owner, name), [0]
+
+    def wrapper(*arguments, **options):
+        count[0] += 1
+        if count[0] == call and before:
+            raise Stop
+        result = original(*arguments, **options)
+        if count[0] == call:
+            raise Stop
+        return result
+
+    patch.setattr(owner, name, wrapper)
+
+
+def interrupt(lab, place, owner, name, call, before=True, settings=SETTINGS):
+    with pytest.MonkeyPatch.context() as patch, pytest.raises(Stop):
+        stop_at(patch, owner, name, call, before)
+        lab.train(*settings, output=place)
+    return place / "run"
+
+
+def resume(lab, run):
+    config = load_config(run / "config.yaml", [f"output={run.parent}"])
+    return lab.call(runs.train, config, resume=True)
+
+
+WHERE = {
+    "before the first checkpoint": (trainer, "take_step", 3, True),
+    "within stage 0": (trainer, "take_step", 8, True),
+    "after the last update of stage 0": (trainer, "take_step", 10, False),
+    "while stage 0 is evaluated": (directory, "write_results", 1, False),
+    "before the checkpoint of stage 0": (checkpoint, "save", 3, True),
+    "after the checkpoint of stage 0": (checkpoint, "save", 3, False),
+    "while pseudo-queries are written": (generative, "cached_generate", 2, True),
+    "before the first update of stage 1": (trainer, "take_step", 11, True),
+    "within stage 1": (trainer, "take_step", 17, False),
+    "at the very end": (directory, "finish_environment", 1, True),
+}
+
+
+@pytest.mark.parametrize("where", WHERE)
+def test_going_on_is_never_having_stopped(lab, tmp_path, where):
+    run = interrupt(lab, tmp_path, *WHERE[where])
+    assert json.loads((run / "environment.json").read_text())["end"] is None
+    resume(lab, run)
+    assert lab.results(run) == lab.results(lab.kept(*SETTINGS))
+    assert json.loads((run / "environment.json").read_text())["end"] is not None
+
+
+def test_stopping_twice_and_with_frozen_parameters(lab, tmp_path):
+    settings = ("checkpoint.every=3", "parameters=docid_rows", "training.restart=true")
+    run = interrupt(lab, tmp_path, trainer, "take_step", 5, settings=settings)
+    for call in (10, 9, 14):
+        with pytest.MonkeyPatch.context() as patch, pytest.raises(Stop):
+            stop_at(patch, trainer, "take_step", call)
+            resume(lab, run)
+    resume(lab, run)
+    assert lab.results(run) == lab.results(lab.kept(*settings[1:]))
+
+
+def test_a_finished_run_has_nothing_left_to_do(lab, tmp_path):
+    run = shutil.copytree(lab.kept(), tmp_path / "run")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(trainer, "take_step", lambda *a, **k: 1 / 0)
+        resume(lab, run)
+    assert lab.results(run) == lab.results(lab.kept())
+
+
+def test_the_pretrained_checkpoint_is_not_read_again(lab, tmp_path, monkeypatch):
+    run = interrupt(lab, tmp_path, trainer, "take_step", 8)
+    monkeypatch.setattr(trainer, "make_model", lambda *a, **k: 1 / 0)
+    resume(lab, run)
+    assert lab.results(run) == lab.results(lab.kept(*SETTINGS))
+
+
+def line(caught):
+    text = str(caught.value)
+    assert "\n" not in text
+    return text
+
+
+def test_another_corpus_is_refused(lab, tmp_path):
+    corpus = shutil.copytree(lab.corpus, tmp_path / "corpus")
+    settings = (f"data.corpus={corpus}", "checkpoint.every=4")
+    run = interrupt(lab, tmp_path / "out", trainer, "take_step", 8, settings=settings)
+    with open(corpus / "corpus.jsonl", "a", encoding="utf-8") as file:
+        file.write('{"_id": "d99", "title": "", "text": "one more"}\n')
+    with pytest.raises(UserError, match="corpora differ") as caught:
+        resume(lab, run)
+    assert str(run) in line(caught)
+
+
+@pytest.mark.parametrize("name", ["state.json", "model.safetensors", "optimizer.safetensors"])
+def test_a_damaged_checkpoint_is_refused_and_the_one_before_serves(lab, tmp_path, name):
+    run = interrupt(lab, tmp_path, trainer, "take_step", 17)
+    newest = run / "checkpoints" / "01-00000004"
+    content = (newest / name).read_bytes()
+    (newest / name).write_bytes(content[: len(content) // 2])
+    with pytest.raises(UserError, match=r"01-00000004.*delete") as caught:
+        resume(lab, run)
+    line(caught)
+    shutil.rmtree(newest)  # as the message says
+    resume(lab, run)
+    assert lab.results(run) == lab.results(lab.kept(*SETTINGS))

@@ -1,0 +1,312 @@
+"""Batches are a pure function of (seed, window), lose nothing and pad little."""
+
+from collections import Counter
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from dsi.batching import (
+    Batch,
+    Cycle,
+    DocumentSampler,
+    DocumentSource,
+    QueriesOfDocuments,
+    QuerySource,
+    TextSource,
+    allocate,
+    batches_from,
+    collate,
+    corrupt,
+    gather,
+    padded,
+    window_batches,
+)
+from dsi.tokenization import Tokens
+from dsi.views import View
+
+PROMPT = np.array([900, 901], np.int32)
+NO_PROMPT = np.zeros(0, np.int32)
+SENTINELS = np.arange(800, 832, dtype=np.int32)
+END = 1
+SHARES = st.lists(st.sampled_from([0.0, 0.01, 0.1, 0.2, 1 / 3, 1, 7]), min_size=1, max_size=9)
+
+
+def documents(count: int = 12) -> Tokens:
+    """Document i has 1 to 30 tokens, all of the form 1000 i + place."""
+    lengths = [1 + (7 * i) % 30 for i in range(count)]
+    return Tokens.from_lists([[1000 * i + j for j in range(n)] for i, n in enumerate(lengths)])
+
+
+def sampler(count: int = 12, seed: int = 1) -> DocumentSampler:
+    return DocumentSampler([(np.arange(count), 1.0)], seed)
+
+
+def mixture() -> list:
+    tokens, view = documents(), View("chunk", 1.0, length=8, shortest=3)
+    queries = Tokens.from_lists([[500_000 + 10 * i, i] for i in range(30)])
+    owners = np.arange(30) % 12
+    return [
+        DocumentSource(tokens, View("first", 1.0, length=10), sampler(), 0.3, 1, NO_PROMPT),
+        TextSource(tokens, view, sampler(seed=5), 0.2, 2, PROMPT, SENTINELS[:0], END),
+        TextSource(tokens, view, sampler(seed=6), 0.1, 3, PROMPT, SENTINELS, END),
+        QuerySource(queries, owners, 0.25, 4, PROMPT),
+        QueriesOfDocuments(queries, owners, sampler(seed=7), 0.15, 5, PROMPT),
+    ]
+
+
+def same(one: Batch, other: Batch) -> bool:
+    pairs = zip(vars(one).values(), vars(other).values(), strict=True)
+    return all(a is b is None or torch.equal(a, b) for a, b in pairs)
+
+
+@given(SHARES.filter(any), st.integers(0, 10_000))
+def test_allocate_adds_up_and_stays_near_the_shares(shares, total):
+    counts = allocate(shares, total)
+    assert counts.sum() == total
+    exact = np.array(shares) / sum(shares) * total
+    assert (np.abs(counts - exact) < 1 + len(shares) / 2).all()
+    assert (counts[np.array(shares) == 0] == 0).all()
+
+
+@given(SHARES.filter(any), st.integers(0, 300))
+def test_allocate_never_takes_back(shares, start):
+    counts = np.array([allocate(shares, total) for total in range(start, start + 40)])
+    steps = np.diff(counts, axis=0)
+    assert (steps >= 0).all()
+    assert (steps.sum(1) == 1).all()
+
+
+@given(st.floats(0.01, 0.99), st.integers(0, 10**9))
+def test_allocate_to_two_is_rounding(share, total):
+    counts = allocate([share, 1 - share], total)
+    assert abs(counts[0] - share * total) <= 0.5 + 1e-6
+
+
+def test_cycle_visits_everything_once_per_epoch_in_new_orders():
+    items = np.array([3, 1, 4, 15, 9])
+    taken = Cycle(items, 7).take(0, 20).reshape(4, 5)
+    assert (np.sort(taken) == np.sort(items)).all()
+    assert len({tuple(epoch) for epoch in taken.tolist()}) > 1
+
+
+@given(st.integers(1, 9), st.lists(st.integers(0, 25), min_size=1, max_size=6), st.integers(0, 40))
+def test_cycle_does_not_depend_on_how_it_is_asked(size, counts, start):
+    whole = Cycle(np.arange(size) + 50, 3).take(0, start + sum(counts))
+    cycle, position, parts = Cycle(np.arange(size) + 50, 3), start, []
+    for count in counts:
+        parts.append(cycle.take(position, count))
+        position += count
+    assert np.array_equal(np.concatenate(parts), whole[start:])
+    assert np.array_equal(cycle.take(start, counts[0]), whole[start : start + counts[0]])
+
+
+@given(st.integers(0, 60), st.integers(0, 60))
+def test_sampler_meets_shares_over_any_positions(start, count):
+    groups = [(np.arange(4), 1.0), (np.arange(4, 9), 1.0), (np.arange(9, 10), 1.0)]
+    groups += [(np.arange(0), 5.0), (np.arange(99, 105), 0.0)]  # empty or unwanted: left out
+    taken = DocumentSampler(groups, 3).take(start, count)
+    assert len(taken) == count
+    parts = [
+        int(((taken >= low) & (taken < high)).sum()) for low, high in ((0, 4), (4, 9), (9, 10))
+    ]
+    assert max(parts) - min(parts) <= 2
+    assert taken.max(initial=0) < 10
+
+
+def test_sampler_with_one_group_passes_over_all_documents():
+    assert Counter(sampler(12).take(12, 24).tolist()) == dict.fromkeys(range(12), 2)
+
+
+def test_gather_puts_the_prompt_in_front_of_each_span():
+    tokens = Tokens.from_lists([[5, 6, 7], [8], [9, 10]])
+    spans = (np.array([1, 3, 4]), np.array([2, 1, 2]))
+    plain, prompted = gather(tokens, *spans), gather(tokens, *spans, prompt=PROMPT)
+    assert [plain[i].tolist() for i in range(3)] == [[6, 7], [8], [9, 10]]
+    assert [prompted[i].tolist()[:2] for i in range(3)] == [[900, 901]] * 3
+    assert [prompted[i].tolist()[2:] for i in range(3)] == [[6, 7], [8], [9, 10]]
+    assert np.array_equal(gather(tokens, *spans, prompt=NO_PROMPT).values, plain.values)
+
+
+@given(st.lists(st.lists(st.integers(3, 99), min_size=1, max_size=9), min_size=1, max_size=8))
+def test_padded_and_back(lists):
+    rows = np.arange(len(lists))[::-1]
+    ids, mask = padded(Tokens.from_lists(lists), rows, pad=0)
+    assert ids.shape == mask.shape == (len(lists), max(map(len, lists)))
+    assert [line[real].tolist() for line, real in zip(ids, mask, strict=True)] == lists[::-1]
+    assert (ids[~mask] == 0).all()
+
+
+@given(
+    st.lists(st.integers(3, 700), min_size=1, max_size=300),
+    st.integers(0, 99),
+    st.sampled_from([0.15, 0.5, 0.9]),
+)
+def test_corruption_loses_nothing(text, seed, share):
+    rng = np.random.default_rng(seed)
+    source, target = corrupt(np.array(text), SENTINELS, END, rng, share)
+    assert target[-1] == END
+    marks = [token for token in source if token >= 800]
+    assert marks == [token for token in target if token >= 800] == SENTINELS[: len(marks)].tolist()
+    spans: dict[int, list[int]] = {}
+    for token in target[:-1]:
+        if token >= 800:
+            spans[token] = []
+        else:
+            spans[marks[len(spans) - 1]].append(token)
+    rebuilt = [word for token in source for word in spans.get(token, [token])]
+    assert rebuilt == text
+    assert all(1 <= len(span) <= 3 for span in spans.values())
+
+
+def test_corruption_takes_its_share():
+    rng = np.random.default_rng(0)
+    removed = [len(corrupt(np.arange(3, 103), SENTINELS, END, rng)[1]) - 6 for _ in range(300)]
+    assert 13 < np.mean(removed) <= 15  # five spans of up to three; neighbours cut some short
+
+
+def test_a_window_is_deterministic_and_depends_on_its_seed_and_number():
+    one = window_batches(mixture(), 2, 10, 8, seed=3)
+    again = window_batches(mixture(), 2, 10, 8, seed=3)
+    assert len(one) == 10
+    assert all(same(a, b) for a, b in zip(one, again, strict=True))
+    for other in (window_batches(mixture(), 3, 10, 8, 3), window_batches(mixture(), 2, 10, 8, 4)):
+        assert not all(same(a, b) for a, b in zip(one, other, strict=True))
+
+
+@pytest.mark.parametrize("start", [0, 1, 5, 6, 7, 17, 22])
+def test_resuming_gives_the_tail(start):
+    whole = list(batches_from(mixture(), 0, 22, window=6, batch_size=4, seed=9))
+    tail = list(batches_from(mixture(), start, 22, window=6, batch_size=4, seed=9))
+    assert len(whole) == 22
+    assert len(tail) == 22 - start
+    assert all(same(a, b) for a, b in zip(whole[start:], tail, strict=True))
+
+
+def test_asking_in_any_order_gives_the_same():
+    sources = mixture()
+    forwards = [window_batches(sources, n, 5, 4, 1) for n in range(4)]
+    backwards = [window_batches(sources, n, 5, 4, 1) for n in reversed(range(4))][::-1]
+    assert all(
+        same(a, b)
+        for one, other in zip(forwards, backwards, strict=True)
+        for a, b in zip(one, other, strict=True)
+    )
+
+
+def test_every_example_drawn_is_in_one_batch():
+    source = mixture()[0]
+    drawn = source.take(3 * 40, 40)
+    expected = Counter(
+        (int(document), *drawn.inputs[i].tolist()) for i, document in enumerate(drawn.documents)
+    )
+    found = Counter()
+    for batch in window_batches([source], 3, 10, 4, seed=1):
+        for ids, mask, document in zip(
+            batch.input_ids, batch.attention_mask, batch.documents, strict=True
+        ):
+            found[(int(document), *ids[mask.bool()].tolist())] += 1
+    assert found == expected
+
+
+def test_mixture_meets_its_shares_and_belongs_together():
+    kinds: Counter = Counter()
+    writing = 0
+    for batch in batches_from(mixture(), 0, 100, window=20, batch_size=10, seed=2):
+        assert len(batch.documents) == 10
+        width = batch.attention_mask.sum(1).max()
+        assert batch.input_ids.shape == (10, width)  # no column is all padding
+        assert (batch.input_ids[batch.attention_mask == 0] == 0).all()
+        if batch.labels is not None:
+            writing += 1
+            assert (batch.labels != -100).sum(1).max() == batch.labels.shape[1]
+            assert batch.targets() == int((batch.labels != -100).sum())
+        else:
+            assert batch.targets() == 10
+        for i, document in enumerate(batch.documents.tolist()):
+            ids = batch.input_ids[i][batch.attention_mask[i].bool()].tolist()
+            text = [t for t in ids if t >= 1000 and t < 500_000]
+            if batch.labels is not None:
+                label = batch.labels[i][batch.labels[i] != -100].tolist()
+                assert label[-1] == END
+                text += [t for t in label if t >= 1000]
+                kinds["corrupt" if any(800 <= t < 832 for t in ids) else "write"] += 1
+            elif max(ids) >= 500_000:
+                assert ids[:2] == PROMPT.tolist()
+                assert ids[3] % 12 == document
+                kinds["query"] += 1
+            else:
+                kinds["read"] += 1
+            assert all(t // 1000 == document for t in text)
+    assert writing == 30
+    assert kinds["read"] == pytest.approx(300, abs=2)
+    assert kinds["query"] == pytest.approx(400, abs=2)
+    assert kinds["write"] == pytest.approx(200, abs=1)
+    assert kinds["corrupt"] == pytest.approx(100, abs=1)
+
+
+def test_text_sources_write_what_the_view_reads():
+    tokens, view = documents(), View("first", 1.0, length=6)
+    plain = TextSource(tokens, view, sampler(), 1.0, 2, NO_PROMPT, SENTINELS[:0], END)
+    examples = plain.take(0, 12)
+    assert examples.labels is not None
+    for i, document in enumerate(examples.documents):
+        assert examples.inputs[i].tolist() == [END]  # without a prompt, one token to read
+        assert examples.labels[i].tolist() == [*tokens[document][:6].tolist(), END]
+    prompted = replace(plain, prompt=PROMPT).take(0, 3)
+    assert prompted.inputs[2].tolist() == PROMPT.tolist()
+
+
+def test_queries_of_documents_are_their_own_and_all_get_a_turn():
+    queries = Tokens.from_lists([[i] for i in range(30)])
+    owners = np.random.default_rng(0).permutation(np.arange(30) % 5)
+    source = QueriesOfDocuments(queries, owners, sampler(5), 1.0, 3, NO_PROMPT)
+    examples = source.take(0, 1000)
+    assert np.array_equal(owners[examples.inputs.values], examples.documents)
+    assert Counter(examples.documents.tolist()) == dict.fromkeys(range(5), 200)
+    assert set(examples.inputs.values.tolist()) == set(range(30))
+
+
+def test_length_buckets_save_padding():
+    tokens = Tokens.from_lists([[7] * (1 + i % 64) for i in range(640)])
+    source = QuerySource(tokens, np.arange(640), 1.0, 1, NO_PROMPT)
+    batches = window_batches([source], 0, 40, 16, seed=1)
+    cells = sum(batch.input_ids.numel() for batch in batches)
+    assert tokens.lengths.sum() / cells > 0.95
+    widths = [batch.input_ids.shape[1] for batch in batches]
+    assert widths != sorted(widths)  # the batches themselves are shuffled
+
+
+@pytest.mark.parametrize("parts", [1, 2, 3, 4, 7, 9])
+def test_parts_make_up_the_batch(parts):
+    for batch in window_batches(mixture(), 0, 10, 7, seed=5):
+        pieces = [batch.part(i, parts) for i in range(parts)]
+        assert sum(piece.targets() for piece in pieces) == batch.targets()
+        assert sum(len(piece.documents) for piece in pieces) == 7
+        for i, piece in enumerate(pieces):
+            rows = range(i, 7, parts)
+            assert torch.equal(piece.documents, batch.documents[list(rows)])
+            for j, row in enumerate(rows):
+                real = batch.attention_mask[row].bool()
+                own = piece.attention_mask[j].bool()
+                assert torch.equal(piece.input_ids[j][own], batch.input_ids[row][real])
+                if batch.labels is not None and piece.labels is not None:
+                    words, mine = batch.labels[row], piece.labels[j]
+                    assert torch.equal(mine[mine != -100], words[words != -100])
+            if len(piece.documents):
+                assert piece.attention_mask.any(0).all()  # no column is all padding
+                assert piece.labels is None or (piece.labels != -100).any(0).all()
+
+
+def test_collate_pads_with_the_tokenizers_padding():
+    examples = mixture()[3].take(0, 4)
+    examples = replace(examples, inputs=Tokens.from_lists([[5], [6, 7], [8, 9, 10], [11]]))
+    batch = collate(examples, np.array([2, 0]), pad=77)
+    assert batch.input_ids.tolist() == [[8, 9, 10], [5, 77, 77]]
+    assert batch.attention_mask.tolist() == [[1, 1, 1], [1, 0, 0]]
+    assert batch.input_ids.dtype == batch.attention_mask.dtype == torch.int64
+    assert batch.documents.tolist() == examples.documents[[2, 0]].tolist()
+    assert batch.labels is None
