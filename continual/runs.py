@@ -1,7 +1,6 @@
 """Whole runs: start one, go on with one, add a corpus to a finished one."""
 
 import json
-import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, cast
@@ -15,8 +14,9 @@ from dsi.files import write_json
 
 def train(config: RunConfig, resume: bool = False, overwrite: bool = False) -> Path:
     """Run every stage that is left; returns the run directory."""
+    from continual.trainer import make_accelerator
+
     folder, added = config.folder, []
-    main = int(os.environ.get("RANK", "0")) == 0
     if resume:
         config, added = _read_run(folder)
     else:
@@ -24,7 +24,8 @@ def train(config: RunConfig, resume: bool = False, overwrite: bool = False) -> P
         tokenizer = prepare(config).tokenizer
         if config.model.source != "scratch":
             make_model(config, tokenizer, [1], stage=0)
-        if main:
+        # asked of Accelerate, since not every launcher sets RANK
+        if make_accelerator(config).is_main_process:
             directory.create(config, overwrite)
     return _run(config, folder, added, resume)
 

@@ -117,7 +117,7 @@ def make_model(
 def _trained(config: RunConfig, first: Part) -> PreTrainedTokenizerFast:
     """A tokenizer trained on D_0's documents and train queries alone, kept in the cache."""
     data, size = config.data, config.tokenizer.vocabulary_size
-    settings = f"sentencepiece:{first.corpus.content_hash}:{data.title}:{data.lowercase}:{size}"
+    settings = f"unigram-2:{first.corpus.content_hash}:{data.title}:{data.lowercase}:{size}"
     rows = hashlib.sha256(np.ascontiguousarray(first.rows, "<i8").tobytes()).hexdigest()
     key = hashlib.sha256(f"{settings}:{rows}".encode()).hexdigest()[:32]
     folder = cache_folder() / "tokenizers" / key

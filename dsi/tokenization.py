@@ -84,6 +84,7 @@ def train_tokenizer(texts: Iterable[str], vocabulary_size: int) -> PreTrainedTok
             model_writer=written,
             model_type="unigram",
             vocab_size=vocabulary_size - NUM_SENTINELS,
+            character_coverage=0.99995,  # in a small corpus every letter with an accent is rare
             hard_vocab_limit=False,  # a small text has fewer pieces
             num_threads=1,
             pad_id=0,

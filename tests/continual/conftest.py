@@ -79,8 +79,7 @@ def write_stream(folder: Path, sizes: tuple[int, ...] = SIZES, first: int = 0) -
             (f"test-{ids[0]}-0", ids[1], 1),
             (f"test-{ids[0]}-0", ids[sizes[0]], 1),
         ]
-    starts = np.cumsum([0, *sizes])
-    corpora = [ids[a:b] for a, b in zip(starts[:-1], starts[1:], strict=True)]
+    corpora = [part.tolist() for part in np.split(np.array(ids), np.cumsum(sizes)[:-1])]
     streams = {"three": corpora, "two": corpora[:2], "one": [ids]}
     return write_corpus(folder, documents, queries, qrels, streams)
 
@@ -117,6 +116,12 @@ class Lab:
         if settings not in self._kept:
             self._kept[settings] = self.train(*settings)
         return self._kept[settings]
+
+    def train_quietly(self, output: Path, *settings: str) -> None:
+        """A run in a process of a launcher, which has made its state."""
+        with pytest.MonkeyPatch.context() as patch, redirect_stdout(io.StringIO()):
+            patch.setattr(runs, "_show", lambda folder: None)
+            runs.train(self.config(*settings, output=output))
 
     @staticmethod
     def call(function: Any, *arguments: Any, **options: Any) -> Any:
@@ -158,7 +163,7 @@ class Lab:
             if name not in without
             for path in sorted(run.glob(name))
         }
-        assert len(found) > 15
+        assert len(found) >= 10
         return found
 
 

@@ -71,7 +71,18 @@ WHERE = {
 }
 
 
-@pytest.mark.parametrize("where", WHERE)
+FAST = (
+    "within stage 0",
+    "before the checkpoint of stage 0",
+    "while pseudo-queries are written",
+    "within stage 1",
+)
+
+
+@pytest.mark.parametrize(
+    "where",
+    [name if name in FAST else pytest.param(name, marks=pytest.mark.slow) for name in WHERE],
+)
 def test_going_on_is_never_having_stopped(lab, tmp_path, where):
     run = interrupt(lab, tmp_path, *WHERE[where])
     assert json.loads((run / "environment.json").read_text())["end"] is None
@@ -123,7 +134,7 @@ def test_another_corpus_is_refused(lab, tmp_path):
     assert str(run) in line(caught)
 
 
-@pytest.mark.parametrize("name", ["state.json", "model.safetensors", "optimizer.safetensors"])
+@pytest.mark.parametrize("name", ["state.json", "optimizer.safetensors"])
 def test_a_damaged_checkpoint_is_refused_and_the_one_before_serves(lab, tmp_path, name):
     run = interrupt(lab, tmp_path, trainer, "take_step", 17)
     newest = run / "checkpoints" / "01-00000004"

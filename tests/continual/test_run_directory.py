@@ -9,6 +9,7 @@ import pytest
 
 from continual import run_directory as directory
 from continual.config import dump, read_resolved
+from continual.evaluation import METRICS
 from dsi.docids.atomic import Atomic
 from dsi.errors import UserError
 from dsi.trec import read_run
@@ -134,7 +135,7 @@ def test_the_tag_of_a_run_file_has_no_blanks(lab):
 
 
 def test_a_matrix_of_stages_that_were_left_out():
-    row = dict.fromkeys(("hits@1", "hits@10", "mrr@10", "indexing_accuracy"), [0.5, 0.25])
+    row = {name: [0.5, 0.25] for name in METRICS}
     matrix = directory.make_matrix([None, row], [3, 4, 5], [6, 7, 8], [0, 9])  # type: ignore[list-item]
     assert matrix["schema"] == 1 and matrix["corpora"] == ["D0", "D1"]
     assert matrix["metrics"]["hits@1"] == [[None, None], [0.5, 0.25]]

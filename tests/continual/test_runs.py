@@ -118,13 +118,13 @@ def test_a_document_arrives_only_once(lab, finished, tmp_path):
     run, later = finished
     again = lab.write_stream(tmp_path / "again", (3,), first=22)  # d22 and d23 are in the run
     before = snapshot(run)
-    with pytest.raises(UserError, match="'d22'.*already") as caught:
+    with pytest.raises(UserError, match=r"'d22'.*already") as caught:
         lab.call(runs.add, run, str(again))
     assert "\n" not in str(caught.value)
     assert snapshot(run) == before
     lab.call(runs.add, run, str(later))
     before = snapshot(run)
-    with pytest.raises(UserError, match="'d24'.*already"):
+    with pytest.raises(UserError, match=r"'d24'.*already"):
         lab.call(runs.add, run, str(later))
     assert snapshot(run) == before
 

@@ -125,7 +125,7 @@ def test_fresh_moments_when_asked(lab, monkeypatch):
     assert sizes == [0, 0, 0]
 
 
-LONGER = ("data.stream=one", "training.updates=60", "tracking.log_every=20")
+LONGER = ("data.stream=one", "training.updates=45", "tracking.log_every=15")
 
 
 def losses(lab, run):

@@ -70,6 +70,22 @@ def test_of_two_processes_the_first_wins(tmp_path, monkeypatch):
     assert names(tmp_path) == ["entry"]
 
 
+def test_a_failed_rename_puts_the_old_folder_back(tmp_path, monkeypatch):
+    folder, rename = tmp_path / "entry", os.rename
+    replace_atomically(folder, lambda target: write_text(target / "file", "old"))
+
+    def refuse(source, target):
+        if Path(target) == folder and not str(source).endswith(".old"):
+            raise PermissionError("no")
+        rename(source, target)
+
+    monkeypatch.setattr(os, "rename", refuse)
+    with pytest.raises(PermissionError):
+        replace_atomically(folder, lambda target: write_text(target / "file", "new"))
+    assert (folder / "file").read_text() == "old"
+    assert names(tmp_path) == ["entry"]
+
+
 def test_text_is_written_as_it_is(tmp_path):
     path = tmp_path / "below" / "file.txt"
     write_text(path, "zwölf\r\nBoxkämpfer\n")

@@ -1,0 +1,82 @@
+"""Two ranks are one rank, and every launcher starts the same run."""
+
+import json
+import os
+import subprocess
+import sys
+
+import pytest
+import torch
+from accelerate import debug_launcher
+from accelerate.state import AcceleratorState
+
+SETTINGS = {
+    "naive": ("parameters=docid_rows",),
+    "much at once": (
+        "replay.name=generative",
+        "replay.ratio=1",
+        "replay.queries_per_document=2",
+        "replay.first_stage=0.5",
+        "regularizer.name=l2",
+        "sharpness.name=sam",
+        "training.accumulation=2",
+        "merging.name=average",
+    ),
+    "text": ("direction=bidirectional",),
+}
+
+
+def equal(lab, one, other):
+    """The same results but for rounding in sums over ranks."""
+    assert lab.matrix(one) == lab.matrix(other)
+    for stage in range(3):
+        ours, theirs = lab.per_query(one, stage), lab.per_query(other, stage)
+        for a, b in zip(ours, theirs, strict=True):
+            assert {**a, "top": a["top"][:3]} == {**b, "top": b["top"][:3]}
+        weights = lab.weights(other, stage)
+        for name, value in lab.weights(one, stage).items():
+            torch.testing.assert_close(value, weights[name], rtol=1e-4, atol=1e-4)
+    assert json.loads((other / "environment.json").read_text())["world_size"] == 2
+
+
+@pytest.mark.parametrize("settings", SETTINGS)
+def test_two_ranks_are_one(lab, tmp_path, settings):
+    # 30 documents and 32 queries in batches of 7: both ranks, and the last batches are odd
+    chosen = (*SETTINGS[settings], "evaluation.batch_size=7")
+    one = lab.kept(*chosen)
+    AcceleratorState._reset_state(True)
+    debug_launcher(lab.train_quietly, args=(tmp_path, *chosen), num_processes=2)
+    equal(lab, one, tmp_path / "run")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "launcher",
+    [
+        ["torch.distributed.run", "--nproc-per-node=2", "--master-port=29871"],
+        ["accelerate.commands.launch", "--num_processes=1", "--cpu"],
+        [],
+    ],
+    ids=["torchrun", "accelerate", "python"],
+)
+def test_launchers(lab, tmp_path, repository, launcher):
+    module = [sys.executable, "-m", *launcher]
+    module += ["-m", "continual.train"] if launcher else ["continual.train"]
+    config = tmp_path / "config.yaml"
+    config.write_text("evaluation: {batch_size: 7}\n")
+    done = subprocess.run(
+        [*module, str(config), *lab.settings(output=tmp_path)],
+        cwd=repository,
+        env={**os.environ, "PYTHONPATH": str(repository)},
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=300,
+    )
+    assert done.returncode == 0, done.stderr[-2000:]
+    kept, run = lab.kept("evaluation.batch_size=7"), tmp_path / "run"
+    if "torch.distributed.run" in launcher:
+        equal(lab, kept, run)
+    else:
+        assert lab.results(run) == lab.results(kept)
+    assert f"run directory: {run}" in done.stdout
