@@ -41,7 +41,7 @@ def add(folder: Path, corpus: str) -> Path:
             f"{folder}: only {len(before['corpora'])} of {len(parts)} stages are finished; finish "
             f"them first: dsi train --resume {folder}"
         )
-    source = str(Path(corpus).resolve()) if Path(corpus).exists() else corpus
+    source = _absolute(corpus)
     entry: dict[str, Any] = {"corpus": source}
     more, _ = read_parts(config, [*added, entry])
     entry["content_hash"] = more[-1].corpus.content_hash
@@ -73,8 +73,10 @@ def _run(config: RunConfig, folder: Path, added: list, resume: bool) -> Path:
 def _index(config: RunConfig, added: list[Mapping[str, Any]]) -> dict[str, Any]:
     """What an application needs to search the run: where the texts are and how they are read."""
     data, corpus = config.data, config.data.corpus
-    if isinstance(corpus, str) and Path(corpus).exists():
-        corpus = str(Path(corpus).resolve())
+    if isinstance(corpus, str):
+        corpus = _absolute(corpus)
+    else:
+        corpus = {key: _absolute(value) for key, value in corpus.items()}
     return {
         "schema": directory.SCHEMA,
         "docids": config.docids.name,
@@ -84,6 +86,12 @@ def _index(config: RunConfig, added: list[Mapping[str, Any]]) -> dict[str, Any]:
         "lowercase": data.lowercase,
         "prompt": config.prompts.retrieval,
     }
+
+
+def _absolute(value: Any) -> Any:
+    """A path that exists as an absolute one, so that a run can be searched from anywhere."""
+    exists = isinstance(value, str) and Path(value).exists()
+    return str(Path(value).resolve()) if exists else value
 
 
 def _read_run(folder: Path) -> tuple[RunConfig, list]:

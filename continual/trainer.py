@@ -417,8 +417,15 @@ def make_accelerator(config: RunConfig) -> Accelerator:
         or config.model.source != "scratch"
         or config.direction != "inputs_to_targets"  # writing text leaves out the docid decoder's
     )
-    return Accelerator(
+    accelerator = Accelerator(
         mixed_precision=config.training.precision,
         log_with="wandb" if config.tracking.wandb else None,
         kwargs_handlers=[unused],
     )
+    parts = accelerator.num_processes * config.training.accumulation
+    if config.training.batch_size < parts:
+        raise UserError(
+            f"training.batch_size: {config.training.batch_size} examples cannot be cut into "
+            f"{parts} parts (processes x training.accumulation); use at least {parts}"
+        )
+    return accelerator
