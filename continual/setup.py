@@ -85,9 +85,8 @@ def make_model(
     tokenizer: PreTrainedTokenizerFast,
     code_sizes: list[int],
     stage: int,
-    empty: bool = False,
 ) -> DSIModel:
-    """A new model; ``empty``: its weights are about to be replaced (only its shape matters)."""
+    """A new model: from random weights, or from a pretrained checkpoint with new docid rows."""
     model, seed = config.model, derive(config.seed, "weights", stage)
     if model.source != "scratch":
         loaded = from_checkpoint(model.source, code_sizes, seed, dropout_rate=model.dropout)

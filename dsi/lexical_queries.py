@@ -2,17 +2,13 @@
 
 Spans of consecutive words are the queries of the inverse cloze task (ICT; Lee et al. 2019, "Latent
 Retrieval for Weakly Supervised Open Domain Question Answering"; Chang et al. 2020), salient terms
-imitate keyword queries. Forms put words of the document into the frame of a question that somebody
-asked about another one: without them an index learns that whatever sounds like a question asks for
-a document of D_0, the only corpus with true queries. A floor that every trained generator has to
-beat.
+imitate keyword queries. A floor that every trained generator has to beat.
 """
 
 import hashlib
 import json
 import re
 import zlib
-from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -26,8 +22,6 @@ BUCKETS = (
     2**20
 )  # of the document frequency table: 4 MB whatever the corpus; collisions are harmless
 ROUNDS = 3  # a document that repeats itself is asked again, at most so often
-FORM_SHARE = 0.003  # of the queries must have a word for it to belong to the frame
-COMMON_SHARE = 0.1  # of the documents have a word that is not rare
 MIN_IDF = 1e-3  # a word of every document is drawn only when nothing else is left
 WORD = re.compile(r"\w+(?:['\u2019\-]\w+)*")
 EDGES = re.compile(r"^[^\w]+|[^\w]+$")
@@ -44,9 +38,7 @@ class LexicalQueries:
         """Lengths in words, both ends included; a length is uniform between them."""
 
         share_terms: float = 0.3
-        """Probability that a query is a list of terms, 0..1; the rest are spans."""
-        share_forms: float = 0.0
-        """Probability that a query is a filled form, 0..1; needs true queries of D_0."""
+        """Probability that a query is a list of terms rather than a span, 0..1."""
         span_min: int = 3
         """Shortest span; a shorter document is taken whole."""
         span_max: int = 16
@@ -59,10 +51,6 @@ class LexicalQueries:
         def __post_init__(self) -> None:
             if not 0 <= self.share_terms <= 1:
                 raise UserError(f"share_terms={self.share_terms} must be between 0 and 1")
-            if not 0 <= self.share_forms <= 1 - self.share_terms:
-                raise UserError(
-                    f"share_forms={self.share_forms} must be between 0 and 1 - share_terms"
-                )
             if not 1 <= self.span_min <= self.span_max:
                 raise UserError(
                     f"span_min={self.span_min}, span_max={self.span_max}: need 1 <= min <= max"
@@ -76,7 +64,6 @@ class LexicalQueries:
         self.config = config or self.Config()
         self.documents = 0
         self.frequency = np.zeros(BUCKETS, dtype=np.uint32)
-        self.forms: list[tuple[str | int, ...]] = []
 
     def fit(self, texts: Iterable[str]) -> "LexicalQueries":
         """Counts in how many documents each word occurs; call again to add another corpus."""
@@ -84,32 +71,6 @@ class LexicalQueries:
             buckets = {_bucket(word) for word in WORD.findall(text.lower())}
             self.frequency[np.fromiter(buckets, np.int64, len(buckets))] += 1
             self.documents += 1
-        return self
-
-    def fit_forms(self, queries: Sequence[str], texts: Sequence[str]) -> "LexicalQueries":
-        """Takes the frames of true queries; ``queries[i]`` asks for ``texts[i]``. After `fit`.
-
-        A frame keeps the words that questions share and replaces the rest by slots: a word is kept
-        if at least ``FORM_SHARE`` of the queries (and 8) have it, unless it is a rare word of its
-        own document. A frame is words and slot widths, e.g. ``("who", "was", 2)``.
-        """
-        split = [[EDGES.sub("", word) for word in query.lower().split()] for query in queries]
-        counts = Counter(word for words in split for word in set(words))
-        enough = max(8.0, FORM_SHARE * len(split))
-        common = self.documents * COMMON_SHARE
-        for words, text in zip(split, texts, strict=True):
-            own = set(WORD.findall(text.lower()))
-            form: list[str | int] = []
-            for word in filter(None, words):
-                rare = word in own and self.frequency[_bucket(word)] < common
-                if counts[word] >= enough and not rare:
-                    form.append(word)
-                elif form and isinstance(form[-1], int):
-                    form[-1] += 1
-                else:
-                    form.append(1)
-            if any(isinstance(part, int) for part in form) and len(form) > 1:
-                self.forms.append(tuple(form))
         return self
 
     def generate(
@@ -140,32 +101,26 @@ class LexicalQueries:
         digest = hashlib.sha256(json.dumps(asdict(self.config), sort_keys=True).encode())
         digest.update(f"{self.documents}".encode())
         digest.update(self.frequency.astype("<u4").tobytes())
-        digest.update(json.dumps(self.forms).encode())
         return digest.hexdigest()
 
     def state_dict(self) -> dict[str, Any]:
-        """``documents`` int, ``frequency`` uint32 (BUCKETS,), ``forms`` list of lists."""
-        forms = [list(form) for form in self.forms]
-        return {"documents": self.documents, "frequency": self.frequency.copy(), "forms": forms}
+        """``documents`` int and ``frequency`` uint32 (BUCKETS,)."""
+        return {"documents": self.documents, "frequency": self.frequency.copy()}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Takes the counts of another instance; the configuration stays."""
         self.documents = int(state["documents"])
         self.frequency = np.array(state["frequency"], dtype=np.uint32)
-        self.forms = [tuple(form) for form in state["forms"]]
 
     def _one(self, text: str, count: int, rng: np.random.Generator) -> list[str]:
         config = self.config
         words = text.split()
         if not words or count < 1:
             return []
-        weighed = config.share_terms + config.share_forms > 0
-        terms, weights = self._terms(text) if weighed else ([], np.zeros(0))
+        terms, weights = self._terms(text) if config.share_terms > 0 else ([], np.zeros(0))
         found: dict[str, str] = {}  # lower case -> query
         for _ in range(ROUNDS):
-            kinds = rng.random(count)
-            are_terms = kinds < config.share_terms
-            are_forms = (kinds >= 1 - config.share_forms) & bool(self.forms)
+            are_terms = rng.random(count) < config.share_terms
             lengths = rng.integers(config.span_min, config.span_max + 1, size=count)
             starts = rng.random(count)
             sizes = rng.integers(config.terms_min, config.terms_max + 1, size=count)
@@ -177,8 +132,6 @@ class LexicalQueries:
             for i in range(count):
                 if are_terms[i] and len(terms):
                     query = " ".join(terms[j] for j in np.sort(ranking[i, : sizes[i]]))
-                elif are_forms[i]:
-                    query = self._filled(words, terms, weights, rng)
                 else:
                     length = min(int(lengths[i]), len(words))
                     start = int(starts[i] * (len(words) - length + 1))
@@ -188,23 +141,6 @@ class LexicalQueries:
                 if len(found) == count:
                     return list(found.values())
         return list(found.values())
-
-    def _filled(
-        self, words: list[str], terms: list[str], weights: np.ndarray, rng: np.random.Generator
-    ) -> str:
-        """A random frame with the document's words: spans in wide slots, terms in narrow ones."""
-        form = self.forms[int(rng.integers(len(self.forms)))]
-        parts: list[str] = []
-        for part in form:
-            if isinstance(part, str):
-                parts.append(part)
-            elif part == 1 and len(terms):
-                parts.append(terms[int(rng.choice(len(terms), p=weights / weights.sum()))])
-            else:
-                width = min(part, len(words))
-                start = int(rng.integers(len(words) - width + 1))
-                parts.append(EDGES.sub("", " ".join(words[start : start + width])))
-        return " ".join(parts)
 
     def _terms(self, text: str) -> tuple[list[str], np.ndarray]:
         """The distinct words in document order, as first written, and their tf-idf."""

@@ -151,13 +151,9 @@ class GenerativeReplay:
 
     def _lexical(self, context: StageContext) -> LexicalQueries:
         # document frequencies of D_0 alone: what a stage writes must not depend on later corpora
-        stream = context.stream
-        texts = list(stream.texts(0, stream.count(0)))
-        lexical = LexicalQueries(self.config.lexical).fit(texts)
-        if self.config.lexical.share_forms > 0:
-            queries, documents = stream.train_pairs(0)
-            lexical.fit_forms(queries, [texts[number] for number in documents])
-        return lexical
+        return LexicalQueries(self.config.lexical).fit(
+            context.stream.texts(0, context.stream.count(0))
+        )
 
     def _learned(self, context: StageContext) -> QueryGenerator:
         """This run's generator: trained once on D_0, shared by equal runs through the cache."""

@@ -91,6 +91,7 @@ def test_going_on_is_never_having_stopped(lab, tmp_path, where):
     assert json.loads((run / "environment.json").read_text())["end"] is not None
 
 
+@pytest.mark.slow
 def test_stopping_twice_and_with_frozen_parameters(lab, tmp_path):
     settings = ("checkpoint.every=3", "parameters=docid_rows", "training.restart=true")
     run = interrupt(lab, tmp_path, trainer, "take_step", 5, settings=settings)

@@ -61,7 +61,7 @@ def test_the_configuration_is_complete_and_reads_back(lab):
     assert read_resolved(run / "config.yaml") == config
     assert (run / "config.yaml").read_text("utf-8") == dump(config)
     text = dump(config)
-    for key in ("later_learning_rate: null", "events_every: 0", "threads: 0", "keep: 2"):
+    for key in ("later_learning_rate: null", "events_every: 0", "keep: 2"):
         assert key in text  # what nobody has set is there, too
 
 

@@ -93,39 +93,3 @@ def test_settings_that_cannot_work():
         LexicalQueries.Config(terms_min=0)
     with pytest.raises(ValueError, match="fit"):
         LexicalQueries().generate(TEXTS, KEYS, 1, seed=0)
-
-
-def test_forms_keep_what_questions_share_and_fill_the_rest_from_the_document():
-    names = [f"name{i}" for i in range(30)]
-    documents = [f"{name} was born in town{i} near river{i}" for i, name in enumerate(names)]
-    questions = [f"where was {name} born" for name in names]
-    config = LexicalQueries.Config(share_terms=0.0, share_forms=1.0)
-    lexical = LexicalQueries(config).fit(documents).fit_forms(questions, documents)
-    assert set(lexical.forms) == {("where", "was", 1, "born")}
-    text = "zorblatt flies above quixor"
-    for query in lexical.generate([text], ["key"], 4, 0)[0]:
-        first, second, filled, last = query.split()
-        assert (first, second, last) == ("where", "was", "born") and filled in text.split()
-
-
-def test_forms_belong_to_the_state_and_the_fingerprint():
-    documents = [f"name{i} lives here" for i in range(20)]
-    config = LexicalQueries.Config(share_terms=0.0, share_forms=0.5)
-    plain = LexicalQueries(config).fit(documents)
-    formed = LexicalQueries(config).fit(documents)
-    formed.fit_forms([f"who is name{i}" for i in range(20)], documents)
-    assert plain.fingerprint() != formed.fingerprint()
-    again = LexicalQueries(config)
-    again.load_state_dict(formed.state_dict())
-    made = formed.generate(documents, documents, 5, 1)
-    assert again.generate(documents, documents, 5, 1) == made
-    # without true queries there are no frames: spans take their place
-    assert all(" ".join(d.split()) for d in plain.generate(documents, documents, 5, 1)[0])
-    assert not any(
-        q.startswith("who") for own in plain.generate(documents, documents, 5, 1) for q in own
-    )
-
-
-def test_shares_of_terms_and_forms_fit_into_one():
-    with pytest.raises(UserError, match="share_forms"):
-        LexicalQueries.Config(share_terms=0.6, share_forms=0.5)
