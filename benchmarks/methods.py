@@ -15,19 +15,24 @@ from pathlib import Path
 from typing import Any
 
 METHODS: dict[str, list[str]] = {
-    "cl_new": ["method=cl_new"],
-    "cl_seen": ["method=cl_seen"],
-    "lexical": ["replay.memory=lexical"],
+    "cl_new": ["method=cl_new", "training.later_learning_rate=7e-4"],
+    "cl_seen": ["method=cl_seen", "training.later_learning_rate=7e-4"],
+    "default": ["method=default"],
     "learned": ["replay.memory=learned", "replay.queries_per_document=10"],
     "both": ["replay.memory=both", "replay.queries_per_document=10"],
-    "scratch": ["training.restart=true", "training.stages=last", "sampling.new=null"],
+    "scratch": [
+        "training.restart=true",
+        "training.stages=last",
+        "sampling.new=null",
+        "training.learning_rate=7e-4",
+    ],
 }
 LABELS = {
     "cl_new": "cl(D_n), DSI++",
     "cl_seen": "cl(U_n), DSI++",
-    "lexical": "default with lexical pseudo-queries",
-    "learned": "default with the learned generator",
-    "both": "default with both",
+    "default": "`default`: lexical pseudo-queries",
+    "learned": "`default` with the learned generator instead",
+    "both": "`default` with both",
     "scratch": "from scratch on U_5, same views, memory and total of updates",
 }
 COLUMNS = {

@@ -24,7 +24,8 @@ def make_optimizer(model: nn.Module, config: TrainingConfig) -> torch.optim.Opti
 def learning_rate(config: TrainingConfig, stage: int, update: int, updates: int) -> float:
     """The rate of update 0 .. updates - 1 of a stage: linear warm-up, then the decay."""
     peak = config.learning_rate
-    if stage > 0 and config.later_learning_rate is not None:
+    # a model that starts from new weights is no later stage
+    if stage > 0 and not config.restart and config.later_learning_rate is not None:
         peak = config.later_learning_rate
     warmup = config.warmup * updates if config.warmup < 1 else config.warmup
     if update < warmup:

@@ -111,10 +111,11 @@ def test_a_finished_run_has_nothing_left_to_do(lab, tmp_path):
     assert lab.results(run) == lab.results(lab.kept())
 
 
-def test_the_pretrained_checkpoint_is_not_read_again(lab, tmp_path, monkeypatch):
+def test_the_pretrained_checkpoint_is_not_read_again(lab, tmp_path):
     run = interrupt(lab, tmp_path, trainer, "take_step", 8)
-    monkeypatch.setattr(trainer, "make_model", lambda *a, **k: 1 / 0)
-    resume(lab, run)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(trainer, "make_model", lambda *a, **k: 1 / 0)
+        resume(lab, run)
     assert lab.results(run) == lab.results(lab.kept(*SETTINGS))
 
 
