@@ -348,6 +348,12 @@ def check(config: RunConfig) -> None:
         training.stages == "all" or training.restart,
         "training.stages: 'last' trains on everything from new weights; set training.restart: true",
     )
+    compares = config.merging.name != "none" or config.regularizer.name != "none"
+    _require(
+        not (training.restart and compares),
+        "training.restart: starts from new weights, so merging and regularizer have no earlier "
+        "ones to compare with; set both to none",
+    )
     views = ("first", "chunk", "set")
     for i, view in enumerate(config.views):
         known = suggest(view.name, list(views))

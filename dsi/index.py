@@ -75,8 +75,8 @@ class SearchIndex:
         try:
             model = DSIModel.from_pretrained(stages[wanted] / "model")
             for n in range(wanted + 1):
-                lines = (run / "docids" / f"D{n}.tsv").read_text("utf-8").splitlines()
-                ids += [line.split("\t")[0] for line in lines]
+                lines = (run / "docids" / f"D{n}.tsv").read_text("utf-8").split("\n")
+                ids += [line.split("\t")[0] for line in lines if line]
         except OSError as error:
             what = " ".join(str(error).split())
             raise UserError(f"{run}: incomplete ({what}); copy the whole run directory") from error

@@ -65,6 +65,7 @@ class GenerativeReplay:
                 raise ValueError("stored_queries: must lie between 0 and 1")
             if self.first_stage < 0 or self.round_trip < 0:
                 raise ValueError("first_stage: it and round_trip must not be negative")
+            self.generator.resolved()  # says now what could not be trained hours later
 
     def __init__(self, config: Config):
         self.config = config
