@@ -27,6 +27,7 @@ def write(folder: Path, files: Mapping[str, str | bytes]) -> Path:
 
 
 D, Q, T = GOOD["corpus.jsonl"], GOOD["queries.jsonl"], "q1\td1\t1\n"
+CUT_OFF = gzip.compress(D.encode(), mtime=0)[:-4]  # no time of writing: it names a test
 CASES = [
     # file, content, line, words of the message
     ("corpus.jsonl", D + '{"_id": "d1", "text": "x"}', 3, "document id 'd1' is already on line 1"),
@@ -60,7 +61,7 @@ CASES = [
     ("corpus.jsonl", "", 1, "no documents"),
     ("corpus.jsonl", "\n \n", 1, "no documents"),
     ("corpus.jsonl.gz", D, 1, "bad gzip (Not a gzipped file"),
-    ("corpus.jsonl.gz", gzip.compress(D.encode(), mtime=0)[:-4], 3, "bad gzip (Compressed file ended"),
+    ("corpus.jsonl.gz", CUT_OFF, 3, "bad gzip (Compressed file ended"),
     ("queries.jsonl", Q + '{"_id": "q2", "text": "x"}', 3, "query id 'q2' is already on line 2"),
     ("queries.jsonl", Q + '{"_id": "q3", "text": ""}', 3, "query 'q3' has an empty text"),
     ("queries.jsonl", Q + '{"_id": "q3", "text": {}}', 3, '"text" is an object'),
