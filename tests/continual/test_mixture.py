@@ -177,7 +177,7 @@ def test_pools_share_the_retrieval_by_weight(stream):
         pool(stream, range(24), "written", 0.6, by_document=True),
         pool(stream, range(24), "learned", 0.6, by_document=True),
     ]
-    found = sources(stream, 1, pools=pools, ratio=1)[:3]
+    found = sources(stream, 1, "sampling.new=0.3", pools=pools, ratio=1)[:3]
     assert [s.share for s in found] == pytest.approx([0.1, 0.2, 0.2])
     assert [type(s) for s in found] == [QuerySource, QueriesOfDocuments, QueriesOfDocuments]
     stored, written = found[0].take(0, 180), found[1].take(0, 240)
