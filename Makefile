@@ -65,7 +65,9 @@ tests: $(VENV)/.installed-dev
 
 notebook: $(VENV)/.installed-dev
 	@echo "== notebook"
-	@$(BIN)/pytest --quiet --nbmake --nbmake-timeout 300 notebooks
+	@$(BIN)/dsi train output=runs name=notebook training.updates=40 training.updates_per_stage=10 \
+		--overwrite > /dev/null
+	@DSI_RUN=runs/notebook $(BIN)/pytest --quiet --nbmake --nbmake-timeout 300 notebooks
 
 wheel: $(VENV)/.installed-dev
 	@echo "== wheel"

@@ -69,7 +69,7 @@ def run(config: str, settings: list[str], out: Path, method: str, seed: int) -> 
 
 def table(results: dict[str, list[dict[str, Any]]]) -> str:
     """Markdown: one row per method, means and standard deviations over seeds, in percent."""
-    head = ["method", *COLUMNS, "D_0 Hits@10: stage 0, last stage", "updates"]
+    head = ["method", *COLUMNS, "D_0 Hits@10: stage 0, last stage", "updates", "seeds"]
     lines = ["| " + " | ".join(head) + " |", "|" + "---|" * len(head)]
     for method, matrices in results.items():
         cells = [LABELS[method]]
@@ -77,7 +77,7 @@ def table(results: dict[str, list[dict[str, Any]]]) -> str:
             cells.append(_mean([m[key][metric][-1] for m in matrices]))
         P = [m["metrics"]["hits@10"] for m in matrices]
         cells.append(f"{_mean([p[0][0] for p in P])}, {_mean([p[-1][0] for p in P])}")
-        cells.append(f"{sum(matrices[0]['num_updates']):,}")
+        cells += [f"{sum(matrices[0]['num_updates']):,}", str(len(matrices))]
         lines.append("| " + " | ".join(cells) + " |")
     return "\n".join(lines)
 
