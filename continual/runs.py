@@ -7,7 +7,7 @@ from typing import Any, cast
 
 from continual import run_directory as directory
 from continual.config import RunConfig, read_resolved
-from continual.setup import make_model, prepare, read_parts
+from continual.setup import Material, make_model, prepare, read_parts
 from dsi.errors import UserError
 from dsi.files import write_json
 
@@ -17,17 +17,18 @@ def train(config: RunConfig, resume: bool = False, overwrite: bool = False) -> P
     from continual.trainer import make_accelerator
 
     folder, added = config.folder, []
+    # whatever can be wrong is read and checked before anything is written
     if resume:
         config, added = _read_run(folder)
+        material = prepare(config, folder / "tokenizer", added)
     else:
-        # whatever can be wrong is read and checked before anything is written
-        tokenizer = prepare(config).tokenizer
+        material = prepare(config)
         if config.model.source != "scratch":
-            make_model(config, tokenizer, [1], stage=0)
+            make_model(config, material.tokenizer, [1], stage=0)
         # asked of Accelerate, since not every launcher sets RANK
         if make_accelerator(config).is_main_process:
             directory.create(config, overwrite)
-    return _run(config, folder, added, resume)
+    return _run(config, folder, material, added, resume)
 
 
 def add(folder: Path, corpus: str) -> Path:
@@ -41,25 +42,22 @@ def add(folder: Path, corpus: str) -> Path:
             f"{folder}: only {len(before['corpora'])} of {len(parts)} stages are finished; finish "
             f"them first: dsi train --resume {folder}"
         )
-    source = _absolute(corpus)
-    entry: dict[str, Any] = {"corpus": source}
-    more, _ = read_parts(config, [*added, entry])
-    entry["content_hash"] = more[-1].corpus.content_hash
+    entry: dict[str, Any] = {"corpus": _absolute(corpus)}
     added = [*added, entry]
+    material = prepare(config, folder / "tokenizer", added)
+    entry["content_hash"] = material.stream.parts[-1].corpus.content_hash
     write_json(folder / "added.json", added)
-    return _run(config, folder, added, resume=True)
+    return _run(config, folder, material, added, resume=True)
 
 
-def _run(config: RunConfig, folder: Path, added: list, resume: bool) -> Path:
+def _run(config: RunConfig, folder: Path, material: Material, added: list, resume: bool) -> Path:
     from continual.trainer import Trainer
 
-    tokenizer_folder = folder / "tokenizer"
-    material = prepare(config, tokenizer_folder if resume else None, added)
     trainer = Trainer(config, material, folder)
     if trainer.accelerator.is_main_process:
         for warning in material.warnings:
             trainer.accelerator.print(f"warning: {warning}")
-        material.tokenizer.save_pretrained(tokenizer_folder)
+        material.tokenizer.save_pretrained(folder / "tokenizer")
         device, world = str(trainer.accelerator.device), trainer.accelerator.num_processes
         directory.write_environment(folder, device, world)
         write_json(folder / "index.json", _index(config, added))
