@@ -14,18 +14,21 @@ import sys
 from pathlib import Path
 from typing import Any
 
+BOTH = ["replay.memory=both", "replay.queries_per_document=10"]
+SCRATCH = [
+    "training.restart=true",
+    "training.stages=last",
+    "sampling.new=null",
+    "training.learning_rate=7e-4",
+]
 METHODS: dict[str, list[str]] = {
     "cl_new": ["method=cl_new", "training.later_learning_rate=7e-4"],
     "cl_seen": ["method=cl_seen", "training.later_learning_rate=7e-4"],
     "default": ["method=default"],
     "learned": ["replay.memory=learned", "replay.queries_per_document=10"],
-    "both": ["replay.memory=both", "replay.queries_per_document=10"],
-    "scratch": [
-        "training.restart=true",
-        "training.stages=last",
-        "sampling.new=null",
-        "training.learning_rate=7e-4",
-    ],
+    "both": BOTH,
+    "scratch": SCRATCH,
+    "scratch_both": [*SCRATCH, *BOTH],
 }
 LABELS = {
     "cl_new": "cl(D_n), DSI++",
@@ -33,7 +36,8 @@ LABELS = {
     "default": "`default`: lexical pseudo-queries",
     "learned": "`default` with the learned generator instead",
     "both": "`default` with both",
-    "scratch": "from scratch on U_5, same views, memory and total of updates",
+    "scratch": "from scratch on U_5, same views, memory and total of updates as `default`",
+    "scratch_both": "the same as `default` with both",
 }
 COLUMNS = {
     "A_5 Hits@10": ("average_performance", "hits@10"),
@@ -98,7 +102,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--methods", nargs="+", choices=METHODS, default=list(METHODS))
-    options = parser.parse_args()
+    options = parser.parse_intermixed_args()
     results = {
         method: [
             run(options.config, options.settings, options.out, method, seed)
