@@ -70,6 +70,11 @@ def _parser() -> argparse.ArgumentParser:
     search.add_argument("query", metavar="QUERY", nargs="?", help="without it: a prompt")
     search.add_argument("--k", type=int, default=10, help="results (default 10)")
     search.add_argument("--stage", type=int, help="the index after this stage (default: the last)")
+    search.add_argument(
+        "--corpus", type=_corpus, nargs="+", metavar="Dn", help="only these corpora"
+    )
+    search.add_argument("--documents", type=Path, metavar="FILE", help="only these ids, one a line")
+    search.add_argument("--without", type=Path, metavar="FILE", help="all but these ids")
     search.set_defaults(run=_search)
 
     evaluate = commands.add_parser("evaluate", help="recompute a row of the matrix")
@@ -155,6 +160,11 @@ def _search(options: argparse.Namespace) -> int:
     if options.k < 1:
         raise UserError(f"--k: must be at least 1, got {options.k}")
     index = SearchIndex.load(options.run_folder, stage=options.stage)
+    if options.corpus is not None or options.documents is not None:
+        listed = _read_ids(options.documents) if options.documents else None
+        index = index.among(listed, options.corpus)
+    if options.without is not None:
+        index = index.without(_read_ids(options.without))
     if options.query is not None:
         _print_results(index.search([options.query], options.k)[0])
         return 0
@@ -167,6 +177,21 @@ def _search(options: argparse.Namespace) -> int:
         if not query:
             return 0
         _print_results(index.search([query], options.k)[0])
+
+
+def _corpus(text: str) -> int:
+    if not (text[:1] == "D" and text[1:].isdigit()):
+        raise argparse.ArgumentTypeError(f"expected D0, D1, ..., got {text!r}")
+    return int(text[1:])
+
+
+def _read_ids(path: Path) -> list[str]:
+    try:
+        lines = path.read_text("utf-8").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        what = f"cannot be read ({error})"
+        raise UserError(f"{path}: {what}; give document ids, one a line") from error
+    return [line.strip() for line in lines if line.strip()]
 
 
 def _print_results(results: list) -> None:

@@ -7,7 +7,6 @@ starts from the new component's own defaults.
 """
 
 import dataclasses
-import math
 from collections.abc import Iterator, Mapping, Sequence
 from importlib import resources
 from pathlib import Path
@@ -24,6 +23,7 @@ from continual.components import (
     suggest,
     to_plain,
 )
+from continual.config_rules import check
 from dsi.errors import UserError
 from dsi.views import View
 
@@ -133,6 +133,12 @@ class EvaluationConfig:
     batch_size: int = 256
     depth: int = 10
     """Documents kept per query in the TREC runs; at least 10."""
+    beams: int = 10
+    """Width of the search for docids of several codes; at least ``depth``."""
+    length_penalty: float = 0.0
+    """A docid's log-probability is divided by its length to this power; 0: a plain sum."""
+    unconstrained: bool = False
+    """Also search without the set of valid docids, and report invalid and repeated ones."""
     document_length: int = 48
     """Tokens of a document that indexing accuracy reads, from its start."""
     events_every: int = 0
@@ -284,103 +290,6 @@ def differences(one: RunConfig, other: RunConfig) -> list[str]:
     return list(walk(to_plain(one), to_plain(other), ""))
 
 
-def check(config: RunConfig) -> None:
-    """Every rule that a single type cannot state."""
-    training, evaluation, model = config.training, config.evaluation, config.model
-    positive = {
-        "tokenizer.vocabulary_size": config.tokenizer.vocabulary_size - 99,
-        "model.d_model": model.d_model,
-        "model.d_ff": model.d_ff,
-        "model.num_heads": model.num_heads,
-        "model.num_layers": model.num_layers,
-        "model.num_decoder_layers": model.num_decoder_layers,
-        "model.embedding_std": model.embedding_std,
-        "training.batch_size": training.batch_size,
-        "training.accumulation": training.accumulation,
-        "training.window": training.window,
-        "training.learning_rate": training.learning_rate,
-        "evaluation.batch_size": evaluation.batch_size,
-        "evaluation.document_length": evaluation.document_length,
-        "checkpoint.keep": config.checkpoint.keep,
-        "tracking.log_every": config.tracking.log_every,
-    }
-    if training.later_learning_rate is not None:
-        positive["training.later_learning_rate"] = training.later_learning_rate
-    for key, value in positive.items():
-        least = " (at least 100)" if "vocabulary" in key else ""
-        _require(0 < value < math.inf, f"{key}: must be above zero and finite{least}")
-    not_negative = {
-        "threads": config.threads,
-        "evaluation.events_every": evaluation.events_every,
-        "checkpoint.every": config.checkpoint.every,
-    }
-    for key in ("updates", "updates_per_stage", "warmup", "clip", "weight_decay"):
-        not_negative[f"training.{key}"] = getattr(training, key)
-    for key, value in not_negative.items():
-        _require(0 <= value < math.inf, f"{key}: must not be negative or infinite")
-    _require(training.ratio >= 0, "training.ratio: must not be negative; .inf: indexing alone")
-    for key, value in {
-        "model.dropout": model.dropout,
-        "training.label_smoothing": training.label_smoothing,
-        "sampling.balance": config.sampling.balance,
-        "sampling.new": config.sampling.new or 0.0,
-    }.items():
-        _require(0 <= value <= 1, f"{key}: must lie between 0 and 1, got {value}")
-    _require(model.d_model % model.num_heads == 0, "model.num_heads: must divide model.d_model")
-    if model.source != "scratch":
-        fixed = dataclasses.replace(ModelConfig(), source=model.source, dropout=model.dropout)
-        for key, value in to_plain(model).items():
-            _require(
-                value == getattr(fixed, key),
-                f"model.{key}: {model.source!r} has its own; leave it out, or use source: scratch",
-            )
-        _require(
-            config.tokenizer.source != "train",
-            f"tokenizer.source: the embeddings of {model.source!r} belong to its own tokenizer; "
-            f"set tokenizer.source={model.source}",
-        )
-    _require(
-        training.batch_size % training.accumulation == 0,
-        "training.accumulation: must divide training.batch_size",
-    )
-    _require(evaluation.depth >= 10, "evaluation.depth: at least 10, Hits@10 needs them")
-    _require(
-        training.stages == "all" or training.restart,
-        "training.stages: 'last' trains on everything from new weights; set training.restart: true",
-    )
-    compares = config.merging.name != "none" or config.regularizer.name != "none"
-    _require(
-        not (training.restart and compares),
-        "training.restart: starts from new weights, so merging and regularizer have no earlier "
-        "ones to compare with; set both to none",
-    )
-    views = ("first", "chunk", "set")
-    for i, view in enumerate(config.views):
-        known = suggest(view.name, list(views))
-        _require(view.name in views, f"views[{i}].name: {view.name!r} is no view{known}")
-        finite = 0 <= view.weight < math.inf
-        _require(finite, f"views[{i}].weight: must not be negative or infinite")
-        _require(view.length > 0 and view.shortest > 0, f"views[{i}].length: must be above zero")
-    _require(
-        config.indexing == "none" or sum(v.weight for v in config.views) > 0,
-        "views: at least one view needs a weight above zero",
-    )
-    _require(
-        config.name not in ("", ".", "..") and not set(config.name) & set("/\\\0"),
-        f"name: must be a plain folder name, got {config.name!r}",
-    )
-    _require(
-        math.isfinite(training.ratio) or config.indexing != "none",
-        "training.ratio: infinite with indexing: none leaves nothing to train on",
-    )
-    # restart trains on D_0's queries where replay has none
-    _require(
-        config.indexing != "none" or config.replay.name != "none" or training.restart,
-        "indexing: none leaves later stages nothing to train on without replay; choose a replay, "
-        "or indexing: seen",
-    )
-
-
 def preset_names() -> list[str]:
     """The method presets that ship with the package."""
     folder = resources.files("continual") / "presets"
@@ -479,9 +388,13 @@ def _merge(below: Mapping[str, Any], above: Mapping[str, Any]) -> dict[str, Any]
     return merged
 
 
-def _require(condition: bool, message: str) -> None:
-    if not condition:
-        raise UserError(message)
-
-
-__all__ = ["RunConfig", "coerce", "differences", "dump", "load_config", "parse", "read_resolved"]
+__all__ = [
+    "RunConfig",
+    "check",
+    "coerce",
+    "differences",
+    "dump",
+    "load_config",
+    "parse",
+    "read_resolved",
+]

@@ -6,18 +6,25 @@ whatever the number of ranks or the size of the last batch.
 Shape legend: Q queries, N documents of U_n, K results, B batch.
 """
 
+import time
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
+from typing import Any, cast
 
 import numpy as np
 import torch
 from accelerate import Accelerator
 from accelerate.utils import gather_object
 
+from continual.config import RunConfig
+from continual.mixture import prompt_ids
 from continual.stream import Judged, Stream
 from dsi.batching import gather, padded
-from dsi.decoding import rank_rows
+from dsi.decoding import Found
 from dsi.metrics import gold_ranks, hits, mrr
 from dsi.model import DSIModel
+from dsi.ranking import Ranker
 from dsi.tokenization import Tokens
 
 METRICS = ("hits@1", "hits@10", "mrr@10", "indexing_accuracy")
@@ -27,7 +34,8 @@ METRICS = ("hits@1", "hits@10", "mrr@10", "indexing_accuracy")
 class CorpusResult:
     """One cell of every matrix, with what stands behind it.
 
-    ``ranks`` (Q,): place of the best answer, 1-based, 0 when it is not among the K found.
+    ``ranks`` (Q,): place of the best answer, 1-based, 0 when it is not among the K found. Behind
+    the last result of a query that has fewer than K, ``top_QK`` has -1 and ``scores_QK`` -inf.
     """
 
     corpus: int
@@ -38,102 +46,137 @@ class CorpusResult:
     scores_QK: np.ndarray
 
 
-def rank_texts(
-    model: DSIModel,
-    tokens: Tokens,
-    k: int,
-    batch_size: int,
-    accelerator: Accelerator,
-    prompt: np.ndarray,
-    pad: int,
-) -> tuple[np.ndarray, np.ndarray]:
-    """Document numbers (Q, K) and log-probabilities (Q, K), best first, for Q texts.
+@dataclass(frozen=True)
+class Ranking:
+    """Results of Q texts, best first: document numbers and log-probabilities (Q, K)."""
 
-    Runs in evaluation mode without drawing a random number, so training is the same bit for bit
-    whether or not it is called.
+    numbers_QK: np.ndarray
+    scores_QK: np.ndarray
+    seconds: float = 0.0
+    invalid: int = 0
+    repeats: int = 0
+
+    def speed_and_validity(self) -> dict[str, float | None]:
+        """Queries per second of this process; shares of invalid and repeated docids."""
+        queries, results = len(self.numbers_QK), int(np.isfinite(self.scores_QK).sum())
+        return {
+            "queries": queries,
+            "queries_per_second": queries / self.seconds if self.seconds > 0 else None,
+            "invalid_rate": self.invalid / results if results else None,
+            "repeat_rate": self.repeats / results if results else None,
+        }
+
+
+class Evaluator:
+    """Ranks with the weights that a model has at this moment.
+
+    Never draws a random number, so training is the same bit for bit whether or not it is called.
     """
-    if len(tokens) == 0:
-        return np.zeros((0, k), np.int64), np.zeros((0, k), np.float32)
-    starts, lengths = tokens.offsets[:-1], tokens.lengths
-    tokens = gather(tokens, starts, lengths, prompt=prompt)
-    order = np.argsort(tokens.lengths, kind="stable")
-    batches = [order[i : i + batch_size] for i in range(0, len(order), batch_size)]
-    mine = batches[accelerator.process_index :: accelerator.num_processes]
-    found: list[tuple[np.ndarray, np.ndarray, np.ndarray]] = []
-    training = model.training
-    model.eval()
-    with torch.inference_mode():
-        for rows in mine:
-            ids, mask = padded(tokens, rows, pad)
-            device = accelerator.device
-            with accelerator.autocast():
-                hidden = model.query_states(
-                    torch.from_numpy(ids).to(device),
-                    torch.from_numpy(mask.astype(np.int64)).to(device),
+
+    def __init__(
+        self,
+        config: RunConfig,
+        stream: Stream,
+        model: DSIModel,
+        codes_NT: np.ndarray,
+        accelerator: Accelerator,
+    ):
+        self.config, self.stream, self.accelerator = config, stream, accelerator
+        self.pad = cast(int, stream.tokenizer.pad_token_id or 0)
+        settings = config.evaluation
+        self.ranker = Ranker(
+            model,
+            codes_NT,
+            beams=settings.beams,
+            length_penalty=settings.length_penalty,
+            dtype=torch.bfloat16 if config.training.precision == "bf16" else None,
+        )
+
+    def documents_found(self, stage: int) -> np.ndarray:
+        """Whether each document of U_n decodes to its own docid from its first tokens: bool (N,).
+
+        Greedy search: the one docid that the model writes.
+        """
+        count, tokens = self.stream.count(stage), self.stream.tokens
+        starts = tokens.offsets[:count]
+        lengths = np.minimum(tokens.lengths[:count], self.config.evaluation.document_length)
+        heads = gather(tokens, starts, lengths)
+        prompt = prompt_ids(self.stream.tokenizer, self.config.prompts.indexing)
+        best = self.rank(heads, prompt, partial(self.ranker.rank, k=1, beams=1))
+        return best.numbers_QK[:, 0] == np.arange(count)
+
+    def evaluate(
+        self, stage: int, queries: list[Judged], found: np.ndarray
+    ) -> tuple[list[CorpusResult], dict[str, Any]]:
+        """Results on D_0 .. D_n, and how the search went (see :meth:`Ranking.speed_and_validity`).
+
+        ``queries[o]`` are those of D_o; ``found``: see documents_found. A corpus without queries
+        has ``None`` for the retrieval metrics.
+        """
+        settings = self.config.evaluation
+        tokens = Tokens.concatenate([queries[o].tokens for o in range(stage + 1)])
+        prompt = prompt_ids(self.stream.tokenizer, self.config.prompts.retrieval)
+        ranking = self.rank(tokens, prompt, partial(self.ranker.rank, k=settings.depth))
+        how: dict[str, Any] = {"beams": settings.beams, **ranking.speed_and_validity()}
+        if settings.unconstrained:
+            free = self.rank(tokens, prompt, partial(self.ranker.unconstrained, k=settings.depth))
+            how["unconstrained"] = free.speed_and_validity()
+        results, start = [], 0
+        for o in range(stage + 1):
+            stop = start + len(queries[o])
+            results.append(
+                _result(
+                    o,
+                    queries[o],
+                    ranking.numbers_QK[start:stop],
+                    ranking.scores_QK[start:stop],
+                    found[self.stream.offsets[o] : self.stream.offsets[o + 1]],
                 )
-            scores, numbers = rank_rows(hidden.float(), model.docids.rows.float(), k)
-            found.append((rows, numbers.cpu().numpy(), scores.cpu().numpy()))
-    model.train(training)
-    if accelerator.num_processes > 1:
-        found = gather_object(found)
-    width = found[0][1].shape[1]
-    numbers = np.zeros((len(order), width), np.int64)
-    scores = np.zeros((len(order), width), np.float32)
-    for rows, number, score in found:
-        numbers[rows], scores[rows] = number, score
-    return numbers, scores
+            )
+            start = stop
+        return results, how
+
+    def rank(self, tokens: Tokens, prompt: np.ndarray, search: Callable[..., Found]) -> Ranking:
+        """What ``search`` finds for Q texts, over all processes."""
+        if len(tokens) == 0:
+            return Ranking(np.zeros((0, 1), np.int64), np.zeros((0, 1), np.float32))
+        tokens = gather(tokens, tokens.offsets[:-1], tokens.lengths, prompt=prompt)
+        order = np.argsort(tokens.lengths, kind="stable")
+        size, accelerator = self.config.evaluation.batch_size, self.accelerator
+        batches = [order[i : i + size] for i in range(0, len(order), size)]
+        mine = batches[accelerator.process_index :: accelerator.num_processes]
+        parts: list[tuple[np.ndarray, np.ndarray, np.ndarray]] = []
+        invalid = repeats = 0
+        started = time.perf_counter()
+        for rows in mine:
+            ids, mask = padded(tokens, rows, self.pad)
+            device = self.ranker.inference.device
+            found = search(
+                torch.from_numpy(ids).to(device),
+                torch.from_numpy(mask.astype(np.int64)).to(device),
+            )
+            parts.append((rows, found.documents.cpu().numpy(), found.scores.cpu().numpy()))
+            invalid, repeats = invalid + found.invalid, repeats + found.repeats
+        seconds = time.perf_counter() - started
+        if accelerator.num_processes > 1:
+            parts = gather_object(parts)
+            invalid, repeats = (sum(gather_object([n])) for n in (invalid, repeats))
+        width = parts[0][1].shape[1]
+        numbers = np.full((len(order), width), -1, np.int64)
+        scores = np.full((len(order), width), -np.inf, np.float32)
+        for rows, number, score in parts:
+            numbers[rows], scores[rows] = number, score
+        return Ranking(numbers, scores, seconds, invalid, repeats)
 
 
-def documents_found(
-    model: DSIModel,
-    stream: Stream,
-    stage: int,
-    length: int,
-    batch_size: int,
-    accelerator: Accelerator,
-    prompt: np.ndarray,
-    pad: int,
-) -> np.ndarray:
-    """Whether each document of U_n decodes to its own docid from its first tokens: bool (N,)."""
-    count = stream.count(stage)
-    starts = stream.tokens.offsets[:count]
-    lengths = np.minimum(stream.tokens.lengths[:count], length)
-    heads = gather(stream.tokens, starts, lengths)
-    best, _ = rank_texts(model, heads, 1, batch_size, accelerator, prompt, pad)
-    return best[:, 0] == np.arange(count)
-
-
-def evaluate(
-    model: DSIModel,
-    stream: Stream,
-    stage: int,
-    queries: list[Judged],
-    found: np.ndarray,
-    *,
-    depth: int,
-    batch_size: int,
-    accelerator: Accelerator,
-    prompt: np.ndarray,
-    pad: int,
-) -> list[CorpusResult]:
-    """Results on D_0 .. D_n. ``queries[o]`` are those of D_o; ``found``: see documents_found.
-
-    A corpus without queries has ``None`` for the retrieval metrics.
-    """
-    tokens = Tokens.concatenate([queries[o].tokens for o in range(stage + 1)])
-    top_QK, scores_QK = rank_texts(model, tokens, depth, batch_size, accelerator, prompt, pad)
-    results, start = [], 0
-    for o in range(stage + 1):
-        stop = start + len(queries[o])
-        top, scores = top_QK[start:stop], scores_QK[start:stop]
-        ranks = gold_ranks(top, queries[o].gold) if stop > start else np.zeros(0, np.int64)
-        indexed = found[stream.offsets[o] : stream.offsets[o + 1]]
-        values: dict[str, float | None] = dict.fromkeys(METRICS)
-        if stop > start:
-            values["hits@1"] = float(hits(ranks, 1))
-            values["hits@10"] = float(hits(ranks, 10))
-            values["mrr@10"] = float(mrr(ranks, 10))
-        values["indexing_accuracy"] = float(indexed.mean())
-        results.append(CorpusResult(o, values, queries[o], ranks, top, scores))
-        start = stop
-    return results
+def _result(
+    corpus: int, queries: Judged, top: np.ndarray, scores: np.ndarray, indexed: np.ndarray
+) -> CorpusResult:
+    values: dict[str, float | None] = dict.fromkeys(METRICS)
+    ranks = gold_ranks(top, queries.gold) if len(queries) else np.zeros(0, np.int64)
+    if len(queries):
+        values["hits@1"] = float(hits(ranks, 1))
+        values["hits@10"] = float(hits(ranks, 10))
+        values["mrr@10"] = float(mrr(ranks, 10))
+    values["indexing_accuracy"] = float(indexed.mean())
+    return CorpusResult(corpus, values, queries, ranks, top, scores)

@@ -17,6 +17,7 @@ from continual.config import RunConfig, dump
 from continual.evaluation import METRICS, CorpusResult
 from continual.performance import summary
 from continual.stream import Stream
+from dsi.docids import codes_from_text, codes_to_text, stack_codes
 from dsi.errors import UserError
 from dsi.files import write_json, write_text
 from dsi.trec import write_run
@@ -101,14 +102,14 @@ def write_docids(folder: Path, stream: Stream, corpus: int, scheme: Any) -> None
     """docids/Dn.tsv: document id, docid."""
     start, stop = int(stream.offsets[corpus]), int(stream.offsets[corpus + 1])
     ids = stream.document_ids(start, stop)
-    texts = [scheme.to_text(codes) for codes in scheme.codes_NT[start:stop]]
+    texts = codes_to_text(scheme.codes_NT[start:stop])
     lines = (f"{document}\t{docid}\n" for document, docid in zip(ids, texts, strict=True))
     write_text(folder / "docids" / f"D{corpus}.tsv", "".join(lines))
 
 
 def read_docids(folder: Path, stream: Stream, corpora: int, scheme: Any) -> None:
     """Take over the assignment of the first ``corpora`` corpora, and check whose it is."""
-    rows: list[list[int]] = []
+    parts: list[np.ndarray] = []
     for n in range(corpora):
         path = folder / "docids" / f"D{n}.tsv"
         expected = stream.document_ids(int(stream.offsets[n]), int(stream.offsets[n + 1]))
@@ -118,8 +119,11 @@ def read_docids(folder: Path, stream: Stream, corpora: int, scheme: Any) -> None
         pairs = [line.split("\t") for line in lines]
         if [pair[0] for pair in pairs] != expected:
             raise UserError(f"{path}: holds other documents than corpus D{n}; restore the corpus")
-        rows += [scheme.from_text(pair[1]) for pair in pairs]
-    scheme.restore(np.asarray(rows, np.int64).reshape(len(rows), -1))
+        try:
+            parts.append(codes_from_text([docid for _, docid in pairs]))
+        except ValueError as error:
+            raise UserError(f"{path}: not a docid ({error}); restore the file") from error
+    scheme.restore(stack_codes(parts))
 
 
 def write_results(
@@ -132,9 +136,13 @@ def write_results(
     ids = np.asarray(stream.document_ids(0, stream.count(stage)), dtype=object)
     lines = []
     for result in results:
-        found = [ids[row].tolist() for row in result.top_QK]
+        found = [ids[row[row >= 0]].tolist() for row in result.top_QK]
         path = target / f"run.D{result.corpus}.trec"
-        write_run(path, result.queries.ids, found, result.scores_QK.tolist(), tag)
+        scores = [
+            line[row >= 0].tolist()
+            for line, row in zip(result.scores_QK, result.top_QK, strict=True)
+        ]
+        write_run(path, result.queries.ids, found, scores, tag)
         for i, query in enumerate(result.queries.ids):
             line = {
                 "corpus": f"D{result.corpus}",

@@ -3,7 +3,7 @@
 import json
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 from continual import run_directory as directory
 from continual.config import RunConfig, read_resolved
@@ -78,6 +78,8 @@ def _index(config: RunConfig, added: list[Mapping[str, Any]]) -> dict[str, Any]:
     return {
         "schema": directory.SCHEMA,
         "docids": config.docids.name,
+        "beams": config.evaluation.beams,
+        "length_penalty": config.evaluation.length_penalty,
         "corpora": [corpus, *(entry["corpus"] for entry in added)],
         "deduplicate": data.deduplicate,
         "title": data.title,
@@ -119,8 +121,7 @@ def _show(folder: Path) -> None:
 
 def evaluate(folder: Path, stage: int | None = None, split: str = "test") -> list[str]:
     """Recompute one row of the matrix from the stage's model; returns lines to print."""
-    from continual import evaluation
-    from continual.mixture import prompt_ids
+    from continual.evaluation import METRICS, Evaluator
     from continual.trainer import make_accelerator
     from dsi.model import DSIModel
 
@@ -132,41 +133,33 @@ def evaluate(folder: Path, stage: int | None = None, split: str = "test") -> lis
     if stage not in done:
         raise UserError(f"--stage: {folder} has no stage {stage}; there are {done}")
     material = prepare(config, folder / "tokenizer", added)
-    stream, tokenizer = material.stream, material.tokenizer
+    stream, scheme = material.stream, config.docids.build()
+    directory.read_docids(folder, stream, stage + 1, scheme)
     accelerator = make_accelerator(config)
     model = DSIModel.from_pretrained(directory.stage_folder(folder, stage) / "model")
     model.to(accelerator.device)
-    settings = config.evaluation
-    pad = cast(int, tokenizer.pad_token_id or 0)
-    found = evaluation.documents_found(
-        model,
-        stream,
-        stage,
-        settings.document_length,
-        settings.batch_size,
-        accelerator,
-        prompt_ids(tokenizer, config.prompts.indexing),
-        pad,
-    )
-    results = evaluation.evaluate(
-        model,
-        stream,
-        stage,
-        [stream.judged_queries(split, corpus) for corpus in range(stage + 1)],
-        found,
-        depth=settings.depth,
-        batch_size=settings.batch_size,
-        accelerator=accelerator,
-        prompt=prompt_ids(tokenizer, config.prompts.retrieval),
-        pad=pad,
-    )
-    lines = [f"stage {stage}, {split} queries" + "".join(f"{m:>20}" for m in evaluation.METRICS)]
+    evaluator = Evaluator(config, stream, model, scheme.codes_NT, accelerator)
+    queries = [stream.judged_queries(split, corpus) for corpus in range(stage + 1)]
+    results, how = evaluator.evaluate(stage, queries, evaluator.documents_found(stage))
+    lines = [f"stage {stage}, {split} queries" + "".join(f"{m:>20}" for m in METRICS)]
     for result in results:
         cells = "".join(
             f"{'':>20}" if result.metrics[m] is None else f"{100 * (result.metrics[m] or 0):20.2f}"
-            for m in evaluation.METRICS
+            for m in METRICS
         )
         lines.append(f"D{result.corpus:<22}{cells}")
+    return [*lines, *_decoding_lines(config.docids.name, how)]
+
+
+def _decoding_lines(scheme: str, how: Mapping[str, Any]) -> list[str]:
+    lines = []
+    for name, part in ((f"{scheme} docids", how), ("unconstrained", how.get("unconstrained"))):
+        if part and part["queries_per_second"]:
+            lines.append(
+                f"{name}: {part['queries_per_second']:.0f} queries/s, "
+                f"{100 * part['invalid_rate']:.1f} % invalid and "
+                f"{100 * part['repeat_rate']:.1f} % repeated docids"
+            )
     return lines
 
 

@@ -85,11 +85,18 @@ def make_model(
     tokenizer: PreTrainedTokenizerFast,
     code_sizes: list[int],
     stage: int,
+    shared_codes: bool = False,
 ) -> DSIModel:
     """A new model: from random weights, or from a pretrained checkpoint with new docid rows."""
     model, seed = config.model, derive(config.seed, "weights", stage)
     if model.source != "scratch":
-        loaded = from_checkpoint(model.source, code_sizes, seed, dropout_rate=model.dropout)
+        loaded = from_checkpoint(
+            model.source,
+            code_sizes,
+            seed,
+            dropout_rate=model.dropout,
+            shared_codes=shared_codes,
+        )
         if loaded.config.vocab_size < len(tokenizer):
             raise UserError(
                 f"tokenizer.source: {len(tokenizer)} tokens, but {model.source!r} has rows for "
@@ -110,6 +117,7 @@ def make_model(
         pad_token_id=cast(int, tokenizer.pad_token_id or 0),
         eos_token_id=cast(int, tokenizer.eos_token_id or 1),
         code_sizes=code_sizes,
+        shared_codes=shared_codes,
     )
 
 

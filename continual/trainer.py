@@ -22,10 +22,11 @@ from accelerate.utils import DistributedDataParallelKwargs, tqdm
 
 from continual import checkpoint as checkpoints
 from continual import run_directory as directory
+from continual.assignment import Assignment
 from continual.checkpoint import Checkpoint
 from continual.config import RunConfig
 from continual.context import StageContext, true_queries
-from continual.evaluation import METRICS, documents_found, evaluate
+from continual.evaluation import METRICS, Evaluator
 from continual.mixture import prompt_ids, stage_sources
 from continual.optimization import learning_rate, make_optimizer, named_state, restore_state
 from continual.performance import ForgettingEvents
@@ -33,9 +34,10 @@ from continual.setup import Material, make_model
 from continual.steps import take_step
 from continual.tracking import Tracker
 from dsi.batching import batches_from
+from dsi.embeddings import ModelEmbedder
 from dsi.errors import UserError
 from dsi.files import write_json
-from dsi.model import DSIConfig, DSIModel, grown_rows
+from dsi.model import DSIConfig, DSIModel
 from dsi.seeding import derive
 
 
@@ -67,7 +69,13 @@ class Trainer:
         self.sharpness = config.sharpness.build()
         self.parameters = config.parameters.build()
         self.merging = config.merging.build()
-        self.docids = config.docids.build()
+        self.docids = Assignment(
+            config,
+            self.stream,
+            folder,
+            self.accelerator.is_main_process,
+            self.accelerator.wait_for_everyone,
+        )
         self.queries = [
             self.stream.judged_queries("test", corpus) for corpus in range(len(self.stream))
         ]
@@ -100,7 +108,6 @@ class Trainer:
         config, stream, started = self.config, self.stream, time.monotonic()
         if state.finished or state.stage != stage or state.update == 0:
             self._begin(state, stage)
-        self._extend_docids(stage)
         state.model.to(self.accelerator.device)
         budget, entered = self.budget(stage), state.update
 
@@ -129,7 +136,10 @@ class Trainer:
             ratio = config.training.ratio
         sources = stage_sources(config, stream, stage, pools, ratio, self.tokenizer)
         ready = time.monotonic()
-        self._train(state, stage, sources, budget)
+        if not self.docids.corpora:  # D_0: the scheme asks the model's own encoder
+            self._train(state, stage, sources, budget, self.docids.warmup)
+            self._leave_atomic(state)
+        self._train(state, stage, sources, budget, budget)
         trained = time.monotonic()
         self._merge(state, stage)
         self._evaluate(state, stage)
@@ -144,15 +154,16 @@ class Trainer:
         if self.accelerator.is_main_process:
             write_json(self.folder / "timing.json", self.timing)
 
-    def _train(self, state: TrainState, stage: int, sources: list, budget: int) -> None:
+    def _train(self, state: TrainState, stage: int, sources: list, budget: int, stop: int) -> None:
+        """Updates up to ``stop`` of the stage's ``budget``."""
         config, training, accelerator = self.config, self.config.training, self.accelerator
-        codes_NT = torch.from_numpy(self.docids.codes_NT).to(accelerator.device)
+        codes_NT = torch.from_numpy(self._codes(stage)).to(accelerator.device).long()
         sharp = self.sharpness.active(stage)
         model = accelerator.prepare_model(state.model)
         model.train()
         seed = derive(config.seed, "batches", stage)
         batches = batches_from(
-            sources, state.update, budget, training.window, training.batch_size, seed, self.pad
+            sources, state.update, stop, training.window, training.batch_size, seed, self.pad
         )
         bar = tqdm(
             total=budget,
@@ -196,7 +207,7 @@ class Trainer:
                 bar.set_postfix(loss=f"{value:.3f}", refresh=False)
             every = config.evaluation.events_every
             if every and state.update % every == 0 and state.update < budget:
-                self._look(state, stage)
+                self._look(state, stage, self._evaluator(state, stage))
             every = config.checkpoint.every
             if every and state.update % every == 0 and state.update < budget:
                 self._save(state)
@@ -205,19 +216,9 @@ class Trainer:
 
     def _evaluate(self, state: TrainState, stage: int) -> None:
         config, accelerator = self.config, self.accelerator
-        found = self._look(state, stage)
-        results = evaluate(
-            state.model,
-            self.stream,
-            stage,
-            self.queries,
-            found,
-            depth=config.evaluation.depth,
-            batch_size=config.evaluation.batch_size,
-            accelerator=accelerator,
-            prompt=prompt_ids(self.tokenizer, config.prompts.retrieval),
-            pad=self.pad,
-        )
+        evaluator = self._evaluator(state, stage)
+        found = self._look(state, stage, evaluator)
+        results, how = evaluator.evaluate(stage, self.queries, found)
         row = {metric: [result.metrics[metric] for result in results] for metric in METRICS}
         state.num_updates.append(self.budget(stage))
         state.rows.append(row)
@@ -239,58 +240,86 @@ class Trainer:
             {"stage": stage, "update": state.update, **averages}, self.total(state, finished=True)
         )
         if accelerator.is_main_process:
+            target = directory.stage_folder(self.folder, stage)
             directory.write_results(self.folder, self.stream, stage, results, config.name)
-            target = directory.stage_folder(self.folder, stage) / "model"
-            state.model.save_pretrained(target)
+            write_json(target / "decoding.json", {"docids": config.docids.name, **how})
+            state.model.save_pretrained(target / "model")
+            if evaluator.ranker.trie is not None:
+                evaluator.ranker.trie.save(target / "trie")
             ids = self.stream.document_ids(0, self.stream.count(stage))
             write_json(self.folder / "forgetting_events.json", self.events.to_json(ids))
             write_json(self.folder / "matrix.json", matrix)
         accelerator.wait_for_everyone()
 
-    def _look(self, state: TrainState, stage: int) -> np.ndarray:
+    def _look(self, state: TrainState, stage: int, evaluator: Evaluator) -> np.ndarray:
         """Which documents of U_n the model finds now; counts forgetting events."""
-        config = self.config
-        found = documents_found(
-            state.model,
-            self.stream,
-            stage,
-            config.evaluation.document_length,
-            config.evaluation.batch_size,
-            self.accelerator,
-            prompt_ids(self.tokenizer, config.prompts.indexing),
-            self.pad,
-        )
+        found = evaluator.documents_found(stage)
         self.events.update(np.arange(len(found)), found, self.total(state))
         return found
 
-    def _start(self) -> TrainState:
-        model = make_model(self.config, self.tokenizer, [self.stream.count(0)], stage=0)
-        return self._fresh(model)
+    def _evaluator(self, state: TrainState, stage: int) -> Evaluator:
+        codes = self._codes(stage)
+        return Evaluator(self.config, self.stream, state.model, codes, self.accelerator)
 
-    def _fresh(self, model: DSIModel) -> TrainState:
+    def _codes(self, stage: int) -> np.ndarray:
+        """Codes (N, T) of U_n's documents; atomic ones as long as D_0 has no docids."""
+        if self.docids.corpora:
+            return self.docids.scheme.codes_NT
+        return np.arange(self.stream.count(stage), dtype=np.int32)[:, None]
+
+    def _start(self) -> TrainState:
+        if not self.docids.warmup:
+            self.docids.extend(0)
+            model = self._new_model(0)
+        else:
+            model = make_model(self.config, self.tokenizer, [self.stream.count(0)], stage=0)
         model.to(self.accelerator.device)
         self.parameters.select(model, 0)
         return TrainState(model, make_optimizer(model, self.config.training))
 
+    def _new_model(self, stage: int) -> DSIModel:
+        scheme = self.docids.scheme
+        return make_model(self.config, self.tokenizer, scheme.code_sizes, stage, scheme.shared)
+
+    def _leave_atomic(self, state: TrainState) -> None:
+        """D_0 gets its docids from what the encoder has learnt, which then goes on with them."""
+        config, old = self.config, state.model
+        embedder = ModelEmbedder(
+            old,
+            self.tokenizer,
+            config.evaluation.document_length,
+            prompt_ids(self.tokenizer, config.prompts.indexing),
+        )
+        self.docids.extend(0, embedder)
+        model = self._new_model(0)
+        weights = {n: w for n, w in old.state_dict().items() if not n.startswith("docids.")}
+        model.load_state_dict(weights, strict=False)
+        model.to(self.accelerator.device)
+        self.parameters.select(model, 0)
+        optimizer = make_optimizer(model, config.training)
+        moments = named_state(state.optimizer, old)
+        kept = {n: value for n, value in moments.items() if not n.startswith("docids.")}
+        restore_state(optimizer, model, kept)
+        state.model, state.optimizer = model, optimizer
+
     def _begin(self, state: TrainState, stage: int) -> None:
         """Grow, choose what is trained, and let components remember the stage before."""
         config = self.config
-        count = self.stream.count(stage)
-        self.events.extend(count)
-        model, old_codes = state.model, state.model.code_sizes
-        moments = named_state(state.optimizer, model)
+        self.events.extend(self.stream.count(stage))
+        model = state.model
+        moments, moved = named_state(state.optimizer, model), {}
+        if stage > 0:
+            self.docids.extend(stage)
         if config.training.restart and stage > 0:
-            model, moments = make_model(config, self.tokenizer, [count], stage=stage), {}
+            model, moments = self._new_model(stage), {}
             model.to(self.accelerator.device)
-        else:
+        elif stage > 0:
             generator = torch.Generator().manual_seed(derive(config.seed, "new rows", stage))
-            model.grow([count], generator)
+            moved = model.grow(self.docids.scheme.code_sizes, generator)
         self.parameters.select(model, stage)
         optimizer = make_optimizer(model, config.training)
         if not config.training.reset_optimizer:
-            rows = grown_rows(old_codes, model.code_sizes)
-            grown = {"docids.rows": rows}
-            restore_state(optimizer, model, moments, grown)
+            restore_state(optimizer, model, moments, moved)
         state.model, state.optimizer = model, optimizer
         state.stage, state.update, state.finished = stage, 0, False
         self.regularizer.begin_stage(model, stage)
@@ -306,14 +335,6 @@ class Trainer:
             merged = self.merging.merge(state.previous, state.model.state_dict())
             state.model.load_state_dict(merged)
             state.previous = {}
-
-    def _extend_docids(self, stage: int) -> None:
-        for corpus in range(stage + 1):
-            have = len(self.docids.codes_NT)
-            if self.stream.count(corpus) > have:
-                self.docids.extend(self.stream.count(corpus) - have)
-                if self.accelerator.is_main_process:
-                    directory.write_docids(self.folder, self.stream, corpus, self.docids)
 
     def _skip(self, state: TrainState, stage: int) -> None:
         self.events.extend(self.stream.count(stage))
@@ -392,7 +413,8 @@ class Trainer:
             for group in ("regularizer", "previous")
         }
         self.regularizer.load_state_dict(held["regularizer"])
-        directory.read_docids(self.folder, self.stream, stage + 1, self.docids)
+        if stage or found.finished or found.update > self.docids.warmup or not self.docids.warmup:
+            self.docids.read(stage + 1)
         self.events.load_state_dict(values["events"])
         self.timing = values["timing"]
         return TrainState(

@@ -1,20 +1,25 @@
 """SearchIndex: what an application imports to ask a trained run."""
 
+import copy
 import json
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any, cast
 
 import numpy as np
 import torch
+from transformers import PreTrainedTokenizerFast
 
 from dsi.batching import gather, padded
 from dsi.corpus import read_corpus
 from dsi.corpus_ids import id_rows, take
-from dsi.decoding import rank_rows
+from dsi.docids import codes_from_text
 from dsi.errors import UserError
 from dsi.model import DSIModel
+from dsi.ranking import Ranker
 from dsi.tokenization import load_tokenizer, tokenize
+from dsi.trie import Trie
 
 SCHEMA = 1
 BATCH = 256  # queries ranked at once
@@ -37,19 +42,31 @@ class Result:
 
 
 class SearchIndex:
-    """A trained model, its docids and the texts they stand for."""
+    """A trained model, its docids and the texts they stand for.
 
-    def __init__(self, model: DSIModel, tokenizer, document_ids: list[str], corpora: list, **how):
-        self.model, self.tokenizer = model.eval(), tokenizer
-        self.document_ids = document_ids
+    ``document_ids``: the user's keys by document number; ``sizes``: documents of D_0, D_1, ...
+    """
+
+    def __init__(
+        self,
+        ranker: Ranker,
+        tokenizer: PreTrainedTokenizerFast,
+        document_ids: list[str],
+        sizes: Sequence[int],
+        corpora: list,
+        **how: Any,
+    ):
+        self.ranker, self.tokenizer = ranker, tokenizer
+        self.document_ids, self.sizes = document_ids, list(sizes)
         self._corpora = [(corpus, id_rows(corpus.documents["id"])) for corpus in corpora]
         self._lowercase: bool = how.get("lowercase", False)
         prompt: str = how.get("prompt", "")
         ids = tokenizer.backend_tokenizer.encode(prompt, add_special_tokens=False).ids
+        self._allowed: np.ndarray | None = None
         self._prompt = np.asarray(ids if prompt else [], np.int32)
 
     def __len__(self) -> int:
-        return len(self.document_ids)
+        return len(self.ranker)
 
     @classmethod
     def load(cls, run: str | Path, stage: int | None = None) -> "SearchIndex":
@@ -71,18 +88,68 @@ class SearchIndex:
         wanted = max(stages) if stage is None else stage
         if wanted not in stages:
             raise UserError(f"{run}: no stage {wanted}; there are {sorted(stages)}")
-        ids: list[str] = []
+        pairs: list[list[str]] = []
+        sizes: list[int] = []
+        trie = None
         try:
             model = DSIModel.from_pretrained(stages[wanted] / "model")
             for n in range(wanted + 1):
                 lines = (run / "docids" / f"D{n}.tsv").read_text("utf-8").split("\n")
-                ids += [line.split("\t")[0] for line in lines if line]
+                pairs += [line.split("\t") for line in lines if line]
+                sizes.append(len(pairs) - sum(sizes))
+            if (stages[wanted] / "trie").is_dir():
+                trie = Trie.load(stages[wanted] / "trie")
         except OSError as error:
             what = " ".join(str(error).split())
             raise UserError(f"{run}: incomplete ({what}); copy the whole run directory") from error
         tokenizer = load_tokenizer(run / "tokenizer")
         corpora = [read_corpus(c, deduplicate=how["deduplicate"]) for c in how["corpora"]]
-        return cls(model, tokenizer, ids, corpora, lowercase=how["lowercase"], prompt=how["prompt"])
+        codes_NT = codes_from_text([pair[1] for pair in pairs]) if trie is None else None
+        ranker = Ranker(model, codes_NT, trie, how.get("beams", 10), how.get("length_penalty", 0.0))
+        ids = [pair[0] for pair in pairs]
+        reading = {"lowercase": how["lowercase"], "prompt": how["prompt"]}
+        return cls(ranker, tokenizer, ids, sizes, corpora, **reading)
+
+    def among(
+        self, documents: Iterable[str] | None = None, corpora: Iterable[int] | None = None
+    ) -> "SearchIndex":
+        """The same index, restricted to some documents (by id) or to whole corpora D_n.
+
+        Scores stay what they were. Both given: the documents that are in both.
+        """
+        allowed = np.ones(len(self.document_ids), bool)
+        if corpora is not None:
+            chosen = sorted(set(corpora))
+            unknown = [n for n in chosen if not 0 <= n < len(self.sizes)]
+            if unknown:
+                raise UserError(
+                    f"corpus: no D{unknown[0]} in this index; it has D0 to D{len(self.sizes) - 1}"
+                )
+            allowed &= np.isin(np.repeat(np.arange(len(self.sizes)), self.sizes), chosen)
+        if documents is not None:
+            allowed &= self._marked(documents)
+        return self._restricted(allowed)
+
+    def without(self, documents: Iterable[str]) -> "SearchIndex":
+        """The same index after removal of some documents: they are never found again."""
+        return self._restricted(~self._marked(documents))
+
+    def _marked(self, documents: Iterable[str]) -> np.ndarray:
+        number_of = {document: i for i, document in enumerate(self.document_ids)}
+        marked = np.zeros(len(self.document_ids), bool)
+        for document in documents:
+            if document not in number_of:
+                raise UserError(f"documents: no document {document!r} in this index")
+            marked[number_of[document]] = True
+        return marked
+
+    def _restricted(self, allowed: np.ndarray) -> "SearchIndex":
+        part = copy.copy(self)
+        part._allowed = allowed if self._allowed is None else allowed & self._allowed
+        if not part._allowed.any():
+            raise UserError("documents: none is left to search; choose others")
+        part.ranker = self.ranker.among(np.flatnonzero(part._allowed))
+        return part
 
     def search(self, queries: Sequence[str], k: int = 10) -> list[list[Result]]:
         """For each query its k best documents, best first (fewer when there are fewer)."""
@@ -97,20 +164,19 @@ class SearchIndex:
     def _search(self, texts: list[str], k: int) -> list[list[Result]]:
         tokens = tokenize(self.tokenizer, [t.lower() if self._lowercase else t for t in texts])
         tokens = gather(tokens, tokens.offsets[:-1], tokens.lengths, prompt=self._prompt)
-        pad = int(self.tokenizer.pad_token_id or 0)
+        pad = cast(int, self.tokenizer.pad_token_id or 0)
         ids, mask = padded(tokens, np.arange(len(tokens)), pad)
-        device = self.model.docids.rows.device
-        with torch.inference_mode():
-            hidden = self.model.query_states(
-                torch.from_numpy(ids).to(device), torch.from_numpy(mask.astype(np.int64)).to(device)
-            )
-            scores, numbers = rank_rows(hidden, self.model.docids.rows, k)
+        device = self.ranker.inference.device
+        found = self.ranker.rank(
+            torch.from_numpy(ids).to(device), torch.from_numpy(mask.astype(np.int64)).to(device), k
+        )
         return [
             [
-                self._result(int(number), float(score))
+                self._result(number, score)
                 for number, score in zip(row, line, strict=True)
+                if number >= 0
             ]
-            for row, line in zip(numbers.tolist(), scores.tolist(), strict=True)
+            for row, line in zip(found.documents.tolist(), found.scores.tolist(), strict=True)
         ]
 
     def _result(self, number: int, score: float) -> Result:

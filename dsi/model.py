@@ -35,6 +35,7 @@ from transformers.models.t5.modeling_t5 import (
 from dsi.errors import UserError
 
 T5_FAMILY = ("t5", "mt5")
+INPUT_STD = 0.1  # initial spread of the vectors that the decoder reads for codes; T5's own is 1
 
 
 @strict
@@ -42,6 +43,8 @@ class DSIConfig(T5Config):
     """A T5 configuration and the shape of the docids.
 
     ``code_sizes``: codes of each docid position (atomic: one position, one code per document).
+    ``shared_codes``: all positions read and write one table of codes (docids that are text); the
+    sizes then are all the same.
     ``embedding_std``: initial spread of a from-scratch text embedding. T5 uses 1.0 with Adafactor's
     parameter-scaled steps; under AdamW such rows hardly move, relative to their size: on 1,034
     documents 1,500 updates reached Hits@10 .41 with 1.0, .53 with 0.1 and .71 with 0.03.
@@ -52,6 +55,7 @@ class DSIConfig(T5Config):
     model_type = "dsi"
 
     code_sizes: list[int] | None = None
+    shared_codes: bool = False
     embedding_std: float | int = 0.03
     untied_text_head: bool = False
     scale_text_head: bool = True
@@ -62,15 +66,16 @@ class DocidHead(nn.Module):
 
     ``rows`` (sum of C over positions, D): output rows, position after position. ``start`` (D,):
     decoder input of the first position. ``inputs``: decoder inputs of the later positions, absent
-    for one-position docids.
+    for one-position docids. Shared codes: ``rows`` and ``inputs`` are (C, D).
     """
 
-    def __init__(self, width: int, code_sizes: Sequence[int]):
+    def __init__(self, width: int, code_sizes: Sequence[int], shared: bool = False):
         super().__init__()
         self.start = nn.Parameter(torch.empty(width))
-        self.rows = nn.Parameter(torch.empty(sum(code_sizes), width))
+        tables = table_sizes(code_sizes, shared)
+        self.rows = nn.Parameter(torch.empty(sum(tables["rows"]), width))
         if len(code_sizes) > 1:
-            self.inputs = nn.Parameter(torch.empty(sum(code_sizes[:-1]), width))
+            self.inputs = nn.Parameter(torch.empty(sum(tables["inputs"]), width))
 
 
 class DSIModel(PreTrainedModel):
@@ -91,7 +96,7 @@ class DSIModel(PreTrainedModel):
         encoder_config, decoder_config = self._stack_configs(config)
         self.encoder = T5Stack(encoder_config)
         self.decoder = T5Stack(decoder_config)
-        self.docids = DocidHead(config.d_model, config.code_sizes or [1])
+        self.docids = DocidHead(config.d_model, config.code_sizes or [1], config.shared_codes)
         if config.untied_text_head:
             self.lm_head = nn.Linear(config.d_model, config.vocab_size, bias=False)
         # by parameter name, which rows the last growth added: bool (rows,)
@@ -141,7 +146,7 @@ class DSIModel(PreTrainedModel):
             module.start.normal_(0.0, 1.0)
             module.rows.normal_(0.0, width**-0.5)
             if len(self.config.code_sizes or [1]) > 1:
-                module.inputs.normal_(0.0, 1.0)
+                module.inputs.normal_(0.0, INPUT_STD)
 
     def get_input_embeddings(self) -> nn.Embedding:
         return self.encoder.embed_tokens
@@ -155,23 +160,33 @@ class DSIModel(PreTrainedModel):
         """Codes of each docid position."""
         return list(self.config.code_sizes or [1])
 
+    @property
+    def code_starts(self) -> list[int]:
+        """The row at which each position's codes begin."""
+        sizes = self.code_sizes
+        return [0 if self.config.shared_codes else sum(sizes[:t]) for t in range(len(sizes))]
+
     def encode(
-        self, input_ids: Tensor, attention_mask: Tensor, prefix: Tensor | None = None
+        self,
+        input_ids: Tensor,
+        attention_mask: Tensor,
+        prefix: Tensor | None = None,
+        prefix_mask: Tensor | None = None,
     ) -> tuple[Tensor, Tensor]:
         """Encoder states (B, L, D) and their mask; ``prefix`` (B, P, D) vectors go in front."""
         embeddings = self.encoder.embed_tokens(input_ids)
         if prefix is not None:
             embeddings = torch.cat([prefix.to(embeddings.dtype), embeddings], dim=1)
-            ones = attention_mask.new_ones(prefix.shape[:2])
-            attention_mask = torch.cat([ones, attention_mask], dim=1)
+            if prefix_mask is None:
+                prefix_mask = attention_mask.new_ones(prefix.shape[:2])
+            attention_mask = torch.cat([prefix_mask.to(attention_mask), attention_mask], dim=1)
         states = self.encoder(inputs_embeds=embeddings, attention_mask=attention_mask)
         return states.last_hidden_state, attention_mask
 
     def code_vectors(self, codes_BT: Tensor, table: Tensor) -> Tensor:
-        """The rows of ``table`` that stand for codes: (B, T) -> (B, T, D)."""
-        sizes = self.code_sizes
-        starts = [sum(sizes[:t]) for t in range(codes_BT.shape[1])]
-        return table[codes_BT + torch.tensor(starts, device=codes_BT.device)]
+        """The rows of ``table`` that stand for codes: (B, T) -> (B, T, D); any row for -1."""
+        starts = torch.tensor(self.code_starts[: codes_BT.shape[1]], device=codes_BT.device)
+        return table[codes_BT.clamp(min=0) + starts]
 
     def decode_docid(self, states: Tensor, mask: Tensor, codes_BT: Tensor) -> Tensor:
         """Decoder states (B, T, D) of every docid position, given the codes before it."""
@@ -185,9 +200,8 @@ class DSIModel(PreTrainedModel):
 
     def docid_logits(self, hidden_BD: Tensor, position: int = 0) -> Tensor:
         """Scores (B, C) over the codes of one position."""
-        sizes = self.code_sizes
-        start = sum(sizes[:position])
-        return hidden_BD @ self.docids.rows[start : start + sizes[position]].T
+        start = self.code_starts[position]
+        return hidden_BD @ self.docids.rows[start : start + self.code_sizes[position]].T
 
     def text_logits(self, hidden: Tensor) -> Tensor:
         """Scores (B, W, V) over words."""
@@ -213,7 +227,8 @@ class DSIModel(PreTrainedModel):
     ) -> Tensor:
         """Summed cross-entropy per example (B,); divide by the number of targets for a mean.
 
-        Without ``labels``: text (B, L) -> docid ``codes`` (B, T), summed over positions. With
+        Without ``labels``: text (B, L) -> docid ``codes`` (B, T), -1 after the end of a docid,
+        summed over positions. With
         ``labels`` (B, W), -100 where padded: the docid is read in front of ``input_ids`` and the
         text is written (targets to inputs, span corruption).
         """
@@ -225,13 +240,14 @@ class DSIModel(PreTrainedModel):
                     self.docid_logits(hidden[:, t], t).float(),
                     codes[:, t],
                     reduction="none",
+                    ignore_index=-1,
                     label_smoothing=label_smoothing,
                 )
                 for t in range(codes.shape[1])
             ]
             return torch.stack(losses).sum(0)
         states, mask = self.encode(
-            input_ids, attention_mask, prefix=self.code_vectors(codes, self.docids.rows)
+            input_ids, attention_mask, self.code_vectors(codes, self.docids.rows), codes >= 0
         )
         shifted = labels.new_full(labels.shape, self.config.pad_token_id or 0)
         shifted[:, 1:] = labels[:, :-1].clamp(min=0)
@@ -248,50 +264,56 @@ class DSIModel(PreTrainedModel):
         ).sum(1)
 
     @torch.no_grad()
-    def grow(self, code_sizes: Sequence[int], generator: torch.Generator) -> None:
-        """Add output rows for new codes; every old row keeps its value bit for bit.
+    def grow(self, code_sizes: Sequence[int], generator: torch.Generator) -> dict[str, Tensor]:
+        """Add rows for new codes and positions; every old row keeps its value bit for bit.
 
-        Replaces ``docids.rows`` (and ``docids.inputs``) by larger parameters: an optimizer must be
-        told (``continual.optimization.carry_over``).
+        Replaces ``docids.rows`` (and ``docids.inputs``) by larger parameters, so an optimizer must
+        be told: returns, by parameter name, where each old row went (old rows,).
         """
-        old = self.code_sizes
+        old, new = self.code_sizes, list(code_sizes)
         self.fresh_rows = {}
-        if list(code_sizes) == old:
-            return
-        if len(code_sizes) != len(old) or any(n < o for n, o in zip(code_sizes, old, strict=True)):
-            raise ValueError(f"docid codes can only grow: {old} -> {list(code_sizes)}")
-        std = self.config.d_model**-0.5
-        self.docids.rows = _grown(self.docids.rows, old, code_sizes, std, generator)
-        if len(old) > 1:
-            self.docids.inputs = _grown(
-                self.docids.inputs, old[:-1], code_sizes[:-1], 1.0, generator
-            )
-        for name, table in self.docids.named_parameters():
-            if name != "start":
-                fresh = torch.ones(len(table), dtype=torch.bool)
-                parts = len(old) if name == "rows" else len(old) - 1
-                fresh[grown_rows(old[:parts], code_sizes[:parts])] = False
-                self.fresh_rows[f"docids.{name}"] = fresh
-        self.config.code_sizes = list(code_sizes)
+        shrinks = any(n < o for n, o in zip(new, old, strict=False))
+        if len(new) < len(old) or shrinks or (len(old) == 1 < len(new)):
+            raise ValueError(f"docid codes can only grow: {old} -> {new}")
+        shared, moved = self.config.shared_codes, {}
+        before, after = table_sizes(old, shared), table_sizes(new, shared)
+        for name, std in (("rows", self.config.d_model**-0.5), ("inputs", INPUT_STD)):
+            table = getattr(self.docids, name, None)
+            if table is None or before[name] == after[name]:
+                continue
+            rows = grown_rows(before[name], after[name])
+            setattr(self.docids, name, _grown(table, rows, sum(after[name]), std, generator))
+            fresh = torch.ones(sum(after[name]), dtype=torch.bool)
+            fresh[rows] = False
+            self.fresh_rows[f"docids.{name}"] = fresh
+            moved[f"docids.{name}"] = rows
+        self.config.code_sizes = new
+        return moved
+
+
+def table_sizes(code_sizes: Sequence[int], shared: bool) -> dict[str, list[int]]:
+    """Rows of the head's two tables, part by part (one part per position, or one for all)."""
+    sizes = list(code_sizes)
+    if shared:
+        if len(set(sizes)) > 1:
+            raise ValueError(f"shared docid codes need equal sizes, got {sizes}")
+        return {"rows": sizes[:1], "inputs": sizes[:1]}
+    return {"rows": sizes, "inputs": sizes[:-1]}
 
 
 def grown_rows(old: Sequence[int], new: Sequence[int]) -> Tensor:
-    """Where each old row goes in a table grown from ``old`` to ``new`` codes per position."""
+    """Where each old row goes in a table grown from ``old`` to ``new`` codes per part."""
     starts = [sum(new[:t]) for t in range(len(new))]
-    parts = [torch.arange(start, start + size) for start, size in zip(starts, old, strict=True)]
+    parts = [torch.arange(start, start + size) for start, size in zip(starts, old, strict=False)]
     return torch.cat(parts)
 
 
 def _grown(
-    table: nn.Parameter,
-    old: Sequence[int],
-    new: Sequence[int],
-    std: float,
-    generator: torch.Generator,
+    table: nn.Parameter, rows: Tensor, size: int, std: float, generator: torch.Generator
 ) -> nn.Parameter:
-    fresh = torch.empty(sum(new), table.shape[1], dtype=table.dtype)
+    fresh = torch.empty(size, table.shape[1], dtype=table.dtype)
     fresh.normal_(0.0, std, generator=generator)
-    fresh[grown_rows(old, new)] = table.detach().cpu()
+    fresh[rows] = table.detach().cpu()
     return nn.Parameter(fresh.to(table.device), requires_grad=table.requires_grad)
 
 

@@ -1,8 +1,10 @@
-"""Only the docid output rows move after D_0."""
+"""Only the rows of the docid codes move after D_0."""
 
 from dataclasses import dataclass
 
 from torch import nn
+
+ROWS = ("docids.rows", "docids.inputs")  # what the decoder writes, and reads, for a code
 
 
 class DocidRows:
@@ -23,4 +25,4 @@ class DocidRows:
     def select(self, model: nn.Module, stage: int) -> None:
         """Mark what is trained in a stage."""
         for name, parameter in model.named_parameters():
-            parameter.requires_grad_(stage == 0 or name == "docids.rows")
+            parameter.requires_grad_(stage == 0 or name in ROWS)

@@ -1,15 +1,17 @@
 """A row of the matrix against ir_measures, against itself, and without a trace."""
 
 import random
+from functools import partial
 
 import numpy as np
 import pytest
 import torch
 
 from continual import performance
-from continual.evaluation import METRICS, documents_found, evaluate, rank_texts
+from continual.evaluation import METRICS, Evaluator
 from continual.run_directory import stage_folder
 from continual.setup import prepare
+from dsi.decoding import Found
 from dsi.model import DSIModel
 from dsi.tokenization import Tokens
 from dsi.trec import write_qrels
@@ -29,21 +31,21 @@ def model(lab):
     return DSIModel.from_pretrained(stage_folder(lab.kept(), STAGE) / "model")
 
 
-def row(model, stream, accelerator, batch_size=256, depth=10, split="test"):
-    queries = [stream.judged_queries(split, corpus) for corpus in range(STAGE + 1)]
-    found = documents_found(model, stream, STAGE, 32, batch_size, accelerator, NO_PROMPT, 0)
-    return evaluate(
-        model,
-        stream,
-        STAGE,
-        queries,
-        found,
-        depth=depth,
-        batch_size=batch_size,
-        accelerator=accelerator,
-        prompt=NO_PROMPT,
-        pad=0,
-    )
+def evaluator(lab, model, stream, accelerator, *settings):
+    codes = np.arange(stream.count(STAGE))[:, None]
+    return Evaluator(lab.config(*settings), stream, model, codes, accelerator)
+
+
+@pytest.fixture
+def row(lab, stream, accelerator):
+    """Makes row STAGE of the matrix, recomputed with other settings."""
+
+    def make(model, *settings):
+        ours = evaluator(lab, model, stream, accelerator, *settings)
+        queries = [stream.judged_queries("test", corpus) for corpus in range(STAGE + 1)]
+        return ours.evaluate(STAGE, queries, ours.documents_found(STAGE))[0]
+
+    return make
 
 
 @pytest.mark.parametrize("stage", range(STAGE + 1))
@@ -111,73 +113,92 @@ def test_averages_are_those_of_performance(lab):
 
 
 @pytest.mark.parametrize("batch_size", [1, 5, 7, 256])
-def test_the_last_batch_may_be_odd(model, stream, accelerator, batch_size):
-    expected = row(model, stream, accelerator)
-    results = row(model, stream, accelerator, batch_size)
+def test_the_last_batch_may_be_odd(model, row, batch_size):
+    expected = row(model)
+    results = row(model, f"evaluation.batch_size={batch_size}")
     for one, other in zip(results, expected, strict=True):
         assert one.metrics == other.metrics
         assert np.array_equal(one.ranks, other.ranks)
         np.testing.assert_allclose(one.scores_QK, other.scores_QK, rtol=1e-4, atol=1e-4)
 
 
-def test_it_recomputes_what_the_run_wrote(lab, model, stream, accelerator):
-    for o, result in enumerate(row(model, stream, accelerator)):
+def test_it_recomputes_what_the_run_wrote(lab, model, row):
+    for o, result in enumerate(row(model)):
         written = lab.matrix(lab.kept())["metrics"]
         assert result.metrics == {metric: written[metric][STAGE][o] for metric in METRICS}
         assert np.all(np.diff(result.scores_QK, axis=1) <= 0)
         assert np.all(result.scores_QK <= 0)  # log-probabilities
 
 
-def test_scores_are_log_probabilities_over_all_documents(model, stream, accelerator):
+def test_scores_are_log_probabilities_over_all_documents(model, stream, row):
     count = stream.count(STAGE)
-    for result in row(model, stream, accelerator, depth=count):
+    for result in row(model, f"evaluation.depth={count}", f"evaluation.beams={count}"):
         total = np.exp(result.scores_QK).sum(1)
         np.testing.assert_allclose(total, np.ones_like(total), rtol=1e-4)
         assert all(sorted(numbers) == list(range(count)) for numbers in result.top_QK.tolist())
 
 
-def test_it_draws_no_random_number_and_leaves_the_mode(model, stream, accelerator):
+def test_it_draws_no_random_number_and_leaves_the_mode(model, row):
     model.train()
     model.encoder.dropout.p = 0.5
     states = random.getstate(), np.random.get_state(), torch.get_rng_state()  # noqa: NPY002
-    first = row(model, stream, accelerator)
+    first = row(model)
     assert random.getstate() == states[0]
     assert str(np.random.get_state()) == str(states[1])  # noqa: NPY002
     assert torch.equal(torch.get_rng_state(), states[2])
     assert model.training
-    second = row(model.eval(), stream, accelerator)
+    second = row(model.eval())
     assert not model.training
     assert all(np.array_equal(a.scores_QK, b.scores_QK) for a, b in zip(first, second, strict=True))
 
 
-def test_an_index_that_is_right_is_measured_as_right(stream, accelerator):
-    """A model whose state is the first token's one-hot finds the documents that begin with it."""
-
-    class Oracle(torch.nn.Module):
-        def __init__(self, firsts, width):
-            super().__init__()
-            self.docids = torch.nn.Module()
-            self.docids.rows = torch.nn.Parameter(torch.eye(width)[firsts] * 50)
-
-        def query_states(self, input_ids, attention_mask):
-            return torch.eye(self.docids.rows.shape[1])[input_ids[:, 0]]  # type: ignore[union-attr]
-
+def test_an_index_that_is_right_is_measured_as_right(lab, model, stream, accelerator):
+    """A search that answers with the first document that begins alike."""
     count = stream.count(STAGE)
     firsts = np.array([stream.tokens[i][0] for i in range(count)])
-    oracle = Oracle(firsts, 400)
-    found = documents_found(oracle, stream, STAGE, 32, 4, accelerator, NO_PROMPT, 0)  # type: ignore[arg-type]
-    # of documents that begin alike the first one is found
+    ours = evaluator(lab, model, stream, accelerator, "evaluation.batch_size=4")
+
+    class Oracle:
+        inference = ours.ranker.inference
+
+        @staticmethod
+        def rank(input_ids, attention_mask, k, beams):
+            assert (k, beams) == (1, 1)  # greedy
+            best = [[int(np.flatnonzero(firsts == first)[0])] for first in input_ids[:, 0]]
+            return Found(torch.tensor(best), torch.zeros(len(best), 1))
+
+    ours.ranker = Oracle()  # type: ignore[assignment]
+    found = ours.documents_found(STAGE)
     expected = [i == int(np.flatnonzero(firsts == firsts[i])[0]) for i in range(count)]
     assert found.tolist() == expected and any(expected)
 
 
-def test_a_prompt_is_read_in_front(model, stream, accelerator):
+def test_a_prompt_is_read_in_front(lab, model, stream, accelerator):
     tokens = stream.judged_queries("test", 0).tokens
     prompt = stream.tokens[3][:2].astype(np.int32)
     joined = [[*prompt.tolist(), *tokens[i].tolist()] for i in range(len(tokens))]
-    one = rank_texts(model, tokens, 5, 8, accelerator, prompt, 0)
-    other = rank_texts(model, Tokens.from_lists(joined), 5, 8, accelerator, NO_PROMPT, 0)
-    assert np.array_equal(one[0], other[0]) and np.array_equal(one[1], other[1])
+    ours = evaluator(lab, model, stream, accelerator, "evaluation.batch_size=8")
+    search = partial(ours.ranker.rank, k=5)
+    one = ours.rank(tokens, prompt, search)
+    other = ours.rank(Tokens.from_lists(joined), NO_PROMPT, search)
+    assert np.array_equal(one.numbers_QK, other.numbers_QK)
+    assert np.array_equal(one.scores_QK, other.scores_QK)
+
+
+def test_speed_and_validity(lab, model, stream, accelerator):
+    ours = evaluator(lab, model, stream, accelerator, "evaluation.unconstrained=true")
+    queries = [stream.judged_queries("test", corpus) for corpus in range(STAGE + 1)]
+    _, how = ours.evaluate(STAGE, queries, ours.documents_found(STAGE))
+    for part in (how, how["unconstrained"]):
+        assert part["queries"] == sum(map(len, queries))
+        assert part["queries_per_second"] > 0
+        assert part["invalid_rate"] == part["repeat_rate"] == 0.0
+    some = Found(torch.tensor([[1, -1, 1], [2, -1, -1]]), torch.tensor([[0.0] * 3] * 2))
+    some.scores[1, 2] = -torch.inf  # a missing result is not an invalid one
+    tokens = Tokens.from_lists([[5], [6]])
+    ranking = ours.rank(tokens, NO_PROMPT, lambda ids, mask: some)
+    assert ranking.speed_and_validity()["invalid_rate"] == pytest.approx(2 / 5)
+    assert ranking.speed_and_validity()["repeat_rate"] == pytest.approx(1 / 5)
 
 
 def test_a_corpus_without_queries_has_no_retrieval_metric(lab, model, stream, accelerator):
@@ -185,9 +206,9 @@ def test_a_corpus_without_queries_has_no_retrieval_metric(lab, model, stream, ac
     empty = stream.judged_queries("test", 0)
     empty = type(empty)([], [], Tokens.from_lists([]), [])
     found = np.ones(stream.count(STAGE), bool)
-    settings = dict(depth=10, batch_size=8, accelerator=accelerator, prompt=NO_PROMPT, pad=0)
-    full = evaluate(model, stream, STAGE, queries, found, **settings)
-    results = evaluate(model, stream, STAGE, [queries[0], empty, queries[2]], found, **settings)
+    ours = evaluator(lab, model, stream, accelerator)
+    full, _ = ours.evaluate(STAGE, queries, found)
+    results, _ = ours.evaluate(STAGE, [queries[0], empty, queries[2]], found)
     assert results[1].metrics == {
         "hits@1": None,
         "hits@10": None,
@@ -195,5 +216,6 @@ def test_a_corpus_without_queries_has_no_retrieval_metric(lab, model, stream, ac
         "indexing_accuracy": 1.0,
     }
     assert results[0].metrics == full[0].metrics and results[2].metrics == full[2].metrics
-    nothing = evaluate(model, stream, STAGE, [empty] * 3, found, **settings)
+    nothing, how = ours.evaluate(STAGE, [empty] * 3, found)
     assert all(result.metrics["hits@1"] is None for result in nothing)
+    assert how["queries_per_second"] is None

@@ -10,6 +10,7 @@ import pytest
 from continual import run_directory as directory
 from continual.config import dump, read_resolved
 from continual.evaluation import METRICS
+from dsi.docids import NewDocuments
 from dsi.docids.atomic import Atomic
 from dsi.errors import UserError
 from dsi.trec import read_run
@@ -114,15 +115,18 @@ def test_what_is_no_run_is_never_replaced(lab, tmp_path):
 
 def test_docids_are_written_and_taken_over(tmp_path):
     stream, scheme, other = Documents(["a", "b\x85c", "ü"], ["d"]), Atomic(), Atomic()
-    scheme.extend(3)
+    scheme.extend(NewDocuments(3))
     directory.write_docids(tmp_path, stream, 0, scheme)  # type: ignore[arg-type]
     assert (tmp_path / "docids/D0.tsv").read_bytes() == "a\t0\nb\x85c\t1\nü\t2\n".encode()
-    scheme.extend(1)
+    scheme.extend(NewDocuments(1))
     directory.write_docids(tmp_path, stream, 1, scheme)  # type: ignore[arg-type]
     directory.read_docids(tmp_path, stream, 2, other)  # type: ignore[arg-type]
     assert other.codes_NT.tolist() == [[0], [1], [2], [3]]
     with pytest.raises(UserError, match=r"D0\.tsv.*D0"):
         directory.read_docids(tmp_path, Documents(["a", "x", "ü"]), 1, Atomic())  # type: ignore[arg-type]
+    (tmp_path / "docids/D1.tsv").write_text("d\tthree\n")
+    with pytest.raises(UserError, match=r"D1\.tsv: not a docid"):
+        directory.read_docids(tmp_path, stream, 2, Atomic())  # type: ignore[arg-type]
     (tmp_path / "docids/D1.tsv").unlink()
     with pytest.raises(UserError, match=r"D1\.tsv: missing"):
         directory.read_docids(tmp_path, stream, 2, Atomic())  # type: ignore[arg-type]

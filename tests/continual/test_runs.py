@@ -232,7 +232,8 @@ def test_a_row_is_computed_again(lab, split):
     for stage in (None, 1):
         lines = lab.call(runs.evaluate, run, stage, split)
         n = 2 if stage is None else stage
-        assert len(lines) == n + 2
+        assert len(lines) == n + 3
+        assert "0.0 % invalid" in lines[-1]
         for o, line in enumerate(lines[1:]):
             values = [float(cell) for cell in line.split()[1:]]
             written = [round(100 * P[n][o], 2) for P in matrix.values()]

@@ -105,7 +105,7 @@ def test_text_loss_is_the_checkpoints_without_the_docid(checkpoint):
         logits.transpose(1, 2), LABELS, reduction="none", ignore_index=-100
     ).sum(1)
     encode = ours.encode
-    ours.encode = lambda ids, mask, prefix=None: encode(ids, mask)  # type: ignore[method-assign]
+    ours.encode = lambda ids, mask, *prefix: encode(ids, mask)  # type: ignore[method-assign]
     loss = ours(INPUTS, MASK, torch.zeros(2, 1, dtype=torch.long), labels=LABELS)
     torch.testing.assert_close(loss, expected, rtol=1e-5, atol=1e-5)
 
@@ -181,7 +181,7 @@ def test_initial_spreads():
     expected = {
         "encoder.embed_tokens.weight": 0.5,
         "docids.rows": 64**-0.5,
-        "docids.inputs": 1.0,
+        "docids.inputs": 0.1,
         "encoder.block.0.layer.0.SelfAttention.q.weight": (64 * 8) ** -0.5,
         "encoder.block.1.layer.1.DenseReluDense.wi.weight": 64**-0.5,
         "decoder.block.0.layer.2.DenseReluDense.wo.weight": 24**-0.5,
@@ -357,11 +357,57 @@ def test_growing_to_the_same_size_draws_nothing():
     assert torch.equal(generator.get_state(), drawn)
 
 
-@pytest.mark.parametrize("new", [(2, 4), (3, 3), (3, 4, 1), (3,)])
-def test_shrinking_is_refused(new):
+def test_growing_by_positions_keeps_old_rows():
     ours = model((3, 4))
+    before = state(ours)
+    moved = ours.grow([3, 5, 2], torch.Generator().manual_seed(1))
+    after = state(ours)
+    assert ours.code_sizes == [3, 5, 2]
+    assert after["docids.rows"].shape[0] == 10 and after["docids.inputs"].shape[0] == 8
+    for name, table in moved.items():
+        assert torch.equal(after[name][table], before[name])
+        assert ours.fresh_rows[name].sum() == len(after[name]) - len(before[name])
+    assert ours(INPUTS, MASK, torch.tensor([[2, 4, 1], [0, 1, -1]])).isfinite().all()
+
+
+def test_shared_codes_grow_in_one_table():
+    ours = model((5, 5), shared_codes=True)
+    before = state(ours)
+    assert before["docids.rows"].shape[0] == before["docids.inputs"].shape[0] == 5
+    assert ours.grow([5, 5, 5], torch.Generator()) == {}  # longer docids need no row
+    ours.grow([7, 7, 7], torch.Generator().manual_seed(1))
+    after = state(ours)
+    for name in ("docids.rows", "docids.inputs"):
+        assert torch.equal(after[name][:5], before[name])
+        assert len(after[name]) == 7
+    with pytest.raises(ValueError, match="equal sizes"):
+        ours.grow([8, 7, 7], torch.Generator())
+
+
+def test_what_follows_the_end_of_a_docid_counts_nothing():
+    ours = model((4, 4, 4))
+    whole = ours(INPUTS, MASK, torch.tensor([[1, 2, 3], [1, 2, 3]]))
+    short = ours(INPUTS, MASK, torch.tensor([[1, 2, 3], [1, 2, -1]]))
+    torch.testing.assert_close(short[0], whole[0])
+    assert short[1] < whole[1]
+    alone = ours(INPUTS, MASK, torch.tensor([[1, 2], [1, 2]]))
+    torch.testing.assert_close(short[1], alone[1])
+    # as a prefix of text to write, the missing code is not read
+    labels = torch.tensor([[3, 4], [5, 6]])
+    codes = torch.tensor([[1, 2, -1], [1, 2, -1]])
+    text = ours(INPUTS, MASK, codes, labels)
+    with torch.no_grad():
+        ours.docids.rows[8:] += 1.0
+    torch.testing.assert_close(ours(INPUTS, MASK, codes, labels), text)
+
+
+@pytest.mark.parametrize(
+    ("old", "new"), [((3, 4), n) for n in [(2, 4), (3, 3), (3,)]] + [((3,), (3, 4))]
+)
+def test_shrinking_is_refused(old, new):
+    ours = model(old)
     before = state(ours)
     with pytest.raises(ValueError, match="only grow"):
         ours.grow(new, torch.Generator())
     assert equal(state(ours), before)
-    assert ours.code_sizes == [3, 4]
+    assert ours.code_sizes == list(old)

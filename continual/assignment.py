@@ -1,0 +1,119 @@
+"""The docids of a run: made once per corpus, on the first process, written, and read ever after."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+from safetensors.numpy import load_file, save
+
+from continual import run_directory as directory
+from continual.config import RunConfig
+from continual.stream import Stream
+from dsi.docid_report import docid_report
+from dsi.docids import NewDocuments
+from dsi.embeddings import Embedder, SentenceEmbedder, TfidfEmbedder, load_embedder
+from dsi.files import write_bytes, write_json
+from dsi.seeding import derive
+
+
+class Assignment:
+    """A docid scheme over the stream, and the files that hold what it has assigned.
+
+    ``wait``: called where the other processes wait for the first one's files.
+    """
+
+    def __init__(
+        self,
+        config: RunConfig,
+        stream: Stream,
+        folder: Path,
+        is_main: bool,
+        wait: Callable[[], None],
+    ):
+        self.config, self.stream, self.folder = config, stream, folder
+        self.is_main, self.wait = is_main, wait
+        self.scheme = config.docids.build()
+        self._embedder: Embedder | None = None
+
+    @property
+    def corpora(self) -> int:
+        """How many corpora have their docids."""
+        return int(np.searchsorted(self.stream.offsets, len(self.scheme)))
+
+    @property
+    def warmup(self) -> int:
+        """Updates of stage 0 with atomic docids before the model's own encoder embeds D_0."""
+        embedding = getattr(self.config.docids.settings, "embedding", None)
+        return embedding.updates if embedding and embedding.source == "model" else 0
+
+    def extend(self, stage: int, embedder: Embedder | None = None) -> None:
+        """Docids for the corpora up to D_stage that have none; ``embedder``: of D_0, once."""
+        self._embedder = embedder or self._embedder
+        for corpus in range(self.corpora, stage + 1):
+            if self.is_main:
+                self.scheme.extend(self._documents(corpus))
+                directory.write_docids(self.folder, self.stream, corpus, self.scheme)
+                state = {k: np.ascontiguousarray(v) for k, v in self.scheme.state_dict().items()}
+                if state:
+                    write_bytes(self._state_path(corpus), save(state))
+                self._report(corpus)
+            self.wait()
+            if not self.is_main:
+                self.read(corpus + 1)
+
+    def read(self, corpora: int) -> None:
+        """Take over what was written for the first ``corpora`` corpora."""
+        directory.read_docids(self.folder, self.stream, corpora, self.scheme)
+        path = self._state_path(corpora - 1)
+        if path.exists():
+            self.scheme.load_state_dict(load_file(path))
+
+    def _state_path(self, corpus: int) -> Path:
+        return self.folder / "docids" / f"D{corpus}.safetensors"
+
+    def _documents(self, corpus: int) -> NewDocuments:
+        stream = self.stream
+        start, stop = int(stream.offsets[corpus]), int(stream.offsets[corpus + 1])
+
+        def titles() -> list[str]:
+            found = stream.titles(start, stop)
+            return [title.lower() for title in found] if stream.lowercase else found
+
+        def embeddings() -> np.ndarray:
+            return self._embed(start, stop)
+
+        return NewDocuments(
+            stop - start,
+            titles,
+            lambda: stream.texts(start, stop),
+            embeddings,
+            stream.tokenizer,
+            derive(self.config.seed, "docids"),
+        )
+
+    def _embed(self, start: int, stop: int) -> np.ndarray:
+        """Vectors of documents, always by what embedded D_0."""
+        folder = self.folder / "docids" / "embedder"
+        if self._embedder is None and folder.exists():
+            self._embedder = load_embedder(folder)
+        elif self._embedder is None:
+            settings = self.config.docids.settings.embedding
+            if settings.source == "tfidf":
+                texts = self.stream.texts(0, self.stream.count(0))
+                seed = derive(self.config.seed, "embedding")
+                self._embedder = TfidfEmbedder.fit(texts, settings.dimensions, seed)
+            else:
+                assert settings.source == "sentence-transformers"
+                self._embedder = SentenceEmbedder(settings.name)
+        assert self._embedder is not None
+        if not folder.exists():
+            self._embedder.save(folder)
+        return self._embedder.embed(self.stream.texts(start, stop))
+
+    def _report(self, corpus: int) -> None:
+        report = docid_report(
+            self.scheme.codes_NT,
+            self.stream.offsets[: corpus + 2],
+            suffix=self.scheme.suffix,
+        )
+        write_json(self.folder / "docids" / "report.json", report)

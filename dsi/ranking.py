@@ -1,0 +1,91 @@
+"""Ranker: the documents of an index for batches of queries, whatever their docids are.
+
+Shape legend: B queries, L source length, N documents, T docid length, K results.
+"""
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from dsi.decoding import Found, beam_search, rank_rows, unconstrained_search
+from dsi.inference import Inference
+from dsi.model import DSIModel
+from dsi.trie import Trie
+
+
+class Ranker:
+    """A model's weights made ready for search, and the set of docids that it may answer with.
+
+    ``codes_NT``: the docids by document number, -1 after the end. ``trie``: the same set, if it was
+    built before. ``beams``: the width of the search, at least; wider when more results are asked
+    for. ``dtype``: see :class:`dsi.inference.Inference`. A copy of the weights at this moment.
+    """
+
+    def __init__(
+        self,
+        model: DSIModel,
+        codes_NT: np.ndarray | None = None,
+        trie: Trie | None = None,
+        beams: int = 10,
+        length_penalty: float = 0.0,
+        dtype: torch.dtype | None = None,
+    ):
+        self.inference = Inference(model, dtype)
+        self.beams, self.length_penalty = beams, length_penalty
+        self.trie: Trie | None = None
+        if trie is None and codes_NT is not None and not is_atomic(codes_NT):
+            trie = Trie.build(codes_NT)
+        if trie is not None:
+            self.trie = trie.to(self.inference.device)
+        self._among: Tensor | None = None
+
+    def among(self, documents: Sequence[int] | np.ndarray) -> "Ranker":
+        """The same ranker, restricted to some documents; their scores stay what they were."""
+        part = object.__new__(Ranker)
+        part.__dict__.update(self.__dict__)
+        numbers = np.unique(np.asarray(documents, np.int64))
+        if self.trie is not None:
+            part.trie = self.trie.restrict(numbers).to(self.inference.device)
+        else:
+            part._among = torch.zeros(len(self.inference.rows), dtype=torch.bool)
+            part._among[torch.from_numpy(numbers)] = True
+            part._among = part._among.to(self.inference.device)
+        return part
+
+    def __len__(self) -> int:
+        """How many documents can be found."""
+        if self.trie is not None:
+            return len(self.trie)
+        return len(self.inference.rows) if self._among is None else int(self._among.sum())
+
+    def rank(
+        self, input_ids: Tensor, attention_mask: Tensor, k: int, beams: int | None = None
+    ) -> Found:
+        """The k best documents of each query (B, L); fewer columns when there are fewer documents.
+
+        ``beams``: the width of this search instead of the ranker's own.
+        """
+        if self.trie is None:
+            hidden = self.inference.query_states(input_ids, attention_mask)
+            scores, numbers = rank_rows(hidden, self.inference.rows, k, among=self._among)
+            return Found(numbers, scores)
+        width = max(k, self.beams if beams is None else beams)
+        found = beam_search(
+            self.inference, self.trie, input_ids, attention_mask, width, self.length_penalty
+        )
+        return Found(found.documents[:, :k], found.scores[:, :k])
+
+    def unconstrained(self, input_ids: Tensor, attention_mask: Tensor, k: int) -> Found:
+        """What the model writes when any code may follow any other; atomic docids: the same."""
+        if self.trie is None:
+            return self.rank(input_ids, attention_mask, k)
+        width = max(k, self.beams)
+        found = unconstrained_search(self.inference, self.trie, input_ids, attention_mask, width)
+        return Found(found.documents[:, :k], found.scores[:, :k])
+
+
+def is_atomic(codes_NT: np.ndarray) -> bool:
+    """Whether document i has the one code i, so that one decoding step ranks them all."""
+    return codes_NT.shape[1] == 1 and np.array_equal(codes_NT[:, 0], np.arange(len(codes_NT)))
