@@ -57,13 +57,15 @@ def finished(folder: Path) -> dict[str, Any] | None:
     return json.loads(matrix.read_text("utf-8"))
 
 
-def run(config: str, settings: list[str], out: Path, method: str, seed: int) -> dict[str, Any]:
-    """Train one method with one seed, unless that was done before."""
-    name = f"{method}-s{seed}"
+def run(
+    config: str, settings: list[str], out: Path, label: str, own: list[str], seed: int
+) -> dict[str, Any]:
+    """Train with the settings ``own`` and one seed, unless that was done before."""
+    name = f"{label}-s{seed}"
     done = finished(out / name)
     if done is not None:
         return done
-    command = [sys.executable, "-m", "continual.train", config, *settings, *METHODS[method]]
+    command = [sys.executable, "-m", "continual.train", config, *settings, *own]
     command += [f"seed={seed}", f"output={out}", f"name={name}", "--overwrite"]
     subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
     matrix = finished(out / name)
@@ -78,15 +80,16 @@ def table(results: dict[str, list[dict[str, Any]]]) -> str:
     for method, matrices in results.items():
         cells = [LABELS[method]]
         for key, metric in COLUMNS.values():
-            cells.append(_mean([m[key][metric][-1] for m in matrices]))
+            cells.append(mean([m[key][metric][-1] for m in matrices]))
         P = [m["metrics"]["hits@10"] for m in matrices]
-        cells.append(f"{_mean([p[0][0] for p in P])}, {_mean([p[-1][0] for p in P])}")
+        cells.append(f"{mean([p[0][0] for p in P])}, {mean([p[-1][0] for p in P])}")
         cells += [f"{sum(matrices[0]['num_updates']):,}", str(len(matrices))]
         lines.append("| " + " | ".join(cells) + " |")
     return "\n".join(lines)
 
 
-def _mean(values: list[float | None]) -> str:
+def mean(values: list[float | None]) -> str:
+    """Mean and standard deviation in percent."""
     known = [100 * value for value in values if value is not None]
     if not known:
         return ""
@@ -105,7 +108,7 @@ def main() -> None:
     options = parser.parse_intermixed_args()
     results = {
         method: [
-            run(options.config, options.settings, options.out, method, seed)
+            run(options.config, options.settings, options.out, method, METHODS[method], seed)
             for seed in range(options.seeds)
         ]
         for method in options.methods

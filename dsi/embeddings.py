@@ -36,9 +36,10 @@ ROUNDING = 1e-5  # a projected TF-IDF row (of length 1 before) that is shorter i
 class EmbeddingConfig:
     """Where the vectors of documents come from."""
 
-    source: Literal["model", "tfidf", "sentence-transformers"] = "model"
-    """model: our own encoder after ``updates`` of stage 0; tfidf: TF-IDF and a truncated SVD;
-    sentence-transformers: a pretrained encoder."""
+    source: Literal["model", "tfidf", "sentence-transformers"] = "tfidf"
+    """model: our own encoder after ``updates`` of stage 0 (for pretrained checkpoints: a small
+    encoder from random weights knows too little by then, see benchmarks/README.md); tfidf: TF-IDF
+    and a truncated SVD; sentence-transformers: a pretrained encoder."""
     dimensions: int = 128
     """Of the truncated SVD."""
     name: str | None = None
@@ -181,10 +182,8 @@ class SentenceEmbedder:
 
 
 class ModelEmbedder:
-    """Our own model: the mean of its encoder's states.
+    """Our own model: the mean of its encoder's states, as for any T5 encoder.
 
-    (The decoder's first state, from which atomic docids are ranked, has hardly parted the documents
-    after a few hundred updates: clustered into semantic docids it gave a third of the Hits@10.)
     It reads ``prompt_ids`` and the first ``length`` tokens of a text. The model is used as it is
     at every call, so give a copy if its training goes on.
     """
