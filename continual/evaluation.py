@@ -80,6 +80,7 @@ class Evaluator:
         model: DSIModel,
         codes_NT: np.ndarray,
         accelerator: Accelerator,
+        stage: int = 0,
     ):
         self.config, self.stream, self.accelerator = config, stream, accelerator
         self.pad = cast(int, stream.tokenizer.pad_token_id or 0)
@@ -90,6 +91,7 @@ class Evaluator:
             beams=settings.beams,
             length_penalty=settings.length_penalty,
             dtype=torch.bfloat16 if config.training.precision == "bf16" else None,
+            version=stage,
         )
 
     def documents_found(self, stage: int) -> np.ndarray:

@@ -8,6 +8,7 @@ from typing import Any
 from continual import run_directory as directory
 from continual.config import RunConfig, read_resolved
 from continual.setup import Material, make_model, prepare, read_parts
+from dsi.docid_report import format_report
 from dsi.errors import UserError
 from dsi.files import write_json
 
@@ -178,6 +179,9 @@ def report(folders: list[Path], out: Path | None = None) -> list[str]:
     lines = []
     for folder, (name, matrix) in zip(folders, matrices.items(), strict=True):
         lines += [name, directory.format_matrix(matrix), ""]
+        docids = folder / "docids" / "report.json"
+        if docids.exists():
+            lines += ["docids:", format_report(json.loads(docids.read_text("utf-8"))), ""]
         target = out / name.replace("/", "_") if out else folder / "figures"
         lines += [f"figure: {path}" for path in save_figures(matrix, target)]
     if len(folders) > 1:

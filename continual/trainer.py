@@ -258,8 +258,8 @@ class Trainer:
         return found
 
     def _evaluator(self, state: TrainState, stage: int) -> Evaluator:
-        codes = self._codes(stage)
-        return Evaluator(self.config, self.stream, state.model, codes, self.accelerator)
+        codes, stream = self._codes(stage), self.stream
+        return Evaluator(self.config, stream, state.model, codes, self.accelerator, stage)
 
     def _codes(self, stage: int) -> np.ndarray:
         """Codes (N, T) of U_n's documents; atomic ones as long as D_0 has no docids."""

@@ -20,7 +20,8 @@ class Ranker:
 
     ``codes_NT``: the docids by document number, -1 after the end. ``trie``: the same set, if it was
     built before. ``beams``: the width of the search, at least; wider when more results are asked
-    for. ``dtype``: see :class:`dsi.inference.Inference`. A copy of the weights at this moment.
+    for. ``dtype``: see :class:`dsi.inference.Inference`. ``version``: of a trie that is built here,
+    the stage. A copy of the weights at this moment.
     """
 
     def __init__(
@@ -31,12 +32,13 @@ class Ranker:
         beams: int = 10,
         length_penalty: float = 0.0,
         dtype: torch.dtype | None = None,
+        version: int = 0,
     ):
         self.inference = Inference(model, dtype)
         self.beams, self.length_penalty = beams, length_penalty
         self.trie: Trie | None = None
         if trie is None and codes_NT is not None and not is_atomic(codes_NT):
-            trie = Trie.build(codes_NT)
+            trie = Trie.build(codes_NT, version=version)
         if trie is not None:
             self.trie = trie.to(self.inference.device)
         self._among: Tensor | None = None

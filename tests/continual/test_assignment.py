@@ -15,7 +15,7 @@ from dsi.index import SearchIndex
 from dsi.trie import Trie
 from tests.continual.test_resume import interrupt, resume
 
-CLUSTERS = ("docids.embedding.updates=4",)
+CLUSTERS = ("docids.embedding.source=model", "docids.embedding.updates=4")
 SCHEMES = {
     "naive": ("docids=naive", "docids.base=4"),
     "title": ("docids=title",),
@@ -88,7 +88,7 @@ def test_the_trie_of_a_stage_holds_its_documents(lab):
     codes_NT = codes_from_text(list(docids(run).values()))
     for stage, count in enumerate(np.cumsum(lab.sizes).tolist()):
         trie = Trie.load(run / "stages" / f"{stage:02d}" / "trie")
-        assert len(trie) == count
+        assert (len(trie), trie.version) == (count, stage)
         assert trie.find(codes_NT[:count]).tolist() == list(range(count))
         assert (trie.find(codes_NT[count:]) == -1).all()
 
@@ -145,7 +145,7 @@ def test_a_corpus_can_be_added(lab, tmp_path):
 )
 def test_the_updates_before_the_docids_must_fit(lab, settings):
     with pytest.raises(UserError, match=r"docids\.embedding\.updates"):
-        lab.config("docids=semantic", *settings)
+        lab.config("docids=semantic", "docids.embedding.source=model", *settings)
 
 
 def test_re_training_from_scratch_uses_other_embeddings(lab, tmp_path):

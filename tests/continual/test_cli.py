@@ -193,6 +193,38 @@ def test_search_prompts_until_an_empty_line(monkeypatch, capsys):
     assert capsys.readouterr().out.count("about wind") == 10
 
 
+def test_a_search_can_be_restricted(monkeypatch, tmp_path, capsys):
+    from dsi.index import Result, SearchIndex
+
+    class Index:
+        def __init__(self, seen=()):
+            self.seen = seen
+
+        def among(self, documents, corpora):
+            return Index((*self.seen, documents, corpora))
+
+        def without(self, documents):
+            return Index((*self.seen, documents))
+
+        def search(self, queries, k):
+            return [[Result("id", -0.5, "", str(self.seen))]]
+
+    monkeypatch.setattr(SearchIndex, "load", lambda run, stage=None: Index())
+    ids = tmp_path / "ids.txt"
+    ids.write_text("a\n\n b \n")
+    command = ["search", "run", "wind", "--corpus", "D0", "D2"]
+    assert main([*command, "--documents", str(ids), "--without", str(ids)]) == 0
+    assert "(['a', 'b'], [0, 2], ['a', 'b'])" in capsys.readouterr().out
+    assert main(["search", "run", "wind", "--without", str(ids)]) == 0
+    assert "(['a', 'b'],)" in capsys.readouterr().out
+    for wrong, message in (
+        (["--corpus", "2"], "expected D0, D1, ..., got '2'"),
+        (["--documents", str(tmp_path / "none")], "none: cannot be read"),
+    ):
+        assert main(["search", "run", "wind", *wrong]) == 2
+        assert message in capsys.readouterr().err
+
+
 def test_output_that_nobody_reads(monkeypatch):
     def report(folders, out):
         raise BrokenPipeError

@@ -8,7 +8,7 @@ from continual.config import load_config
 from continual.config_rules import check
 from dsi.errors import UserError
 
-SEMANTIC = ("docids=semantic", "training.updates=100")
+SEMANTIC = ("docids=semantic", "docids.embedding.source=model", "training.updates=100")
 
 
 @pytest.mark.parametrize(

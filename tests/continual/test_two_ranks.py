@@ -23,6 +23,13 @@ SETTINGS = {
         "merging.name=average",
     ),
     "text": ("direction=bidirectional",),
+    "docids of several codes": (
+        "docids=product",
+        "docids.groups=2",
+        "docids.codes=4",
+        "docids.embedding.source=model",
+        "docids.embedding.updates=4",
+    ),
 }
 
 
