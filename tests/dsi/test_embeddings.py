@@ -58,7 +58,7 @@ def test_configuration_refuses(field, values):
 
 
 def test_configuration_accepts():
-    assert EmbeddingConfig().source == "model"
+    assert EmbeddingConfig().source == "tfidf"
     assert EmbeddingConfig(source="sentence-transformers", name="x").name == "x"
 
 
