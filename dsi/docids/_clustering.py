@@ -10,7 +10,8 @@ from typing import Any
 
 import numpy as np
 
-from dsi.docids._scheme import NewDocuments
+from dsi.docids._scheme import NewDocuments, stack_codes
+from dsi.docids._text import places_in_group
 from dsi.errors import UserError
 from dsi.seeding import derive, numpy_rng
 
@@ -155,13 +156,5 @@ def with_suffix(old_NT: np.ndarray, new_MT: np.ndarray) -> np.ndarray:
 
     ``old_NT`` are all docids so far, made the same way.
     """
-    width = new_MT.shape[1]
-    rows = np.concatenate([old_NT[:, :width], new_MT]) if len(old_NT) else new_MT
-    groups, count = np.zeros(len(rows), np.int64), 1
-    for column in rows.T:
-        size = int(column.max(initial=0)) + 1
-        if count * size >= 2**62:  # renumber, so that the next factor fits into 64 bits
-            groups = np.unique(groups, return_inverse=True)[1]
-            count = int(groups.max(initial=0)) + 1
-        groups, count = groups * size + column, count * size
-    return np.column_stack([new_MT, numbers_within(groups)[len(old_NT) :]])
+    sequences = stack_codes([old_NT[:, : new_MT.shape[1]], new_MT])
+    return np.column_stack([new_MT, places_in_group(sequences)[len(old_NT) :]])
