@@ -140,6 +140,8 @@ def coerce(value: Any, hint: Any, where: str) -> Any:
     if origin is typing.Literal:
         if value is False and "no" in arguments:
             return "no"  # YAML reads an unquoted no as false
+        if value is False and "off" in arguments:
+            return "off"
         if value in arguments and type(value) is not bool:
             return value
         raise UserError(f"{where}: {value!r} is not one of: {', '.join(map(str, arguments))}")

@@ -103,10 +103,14 @@ class TrainingConfig:
     """Micro-batches that one update is split into."""
     window: int = 16
     """Updates drawn together and sorted by length, so that batches need little padding."""
+    optimizer: Literal["adamw", "adafactor"] = "adamw"
+    """adafactor: the rate is a share of each tensor's own size (T5X: 1e-3 to fine-tune)."""
     learning_rate: float = 2e-3
+    docid_learning_rate_scale: float = 1.0
+    """Rate of the docid head (its rows and the vectors that the decoder reads) over the others'."""
     later_learning_rate: float | None = None
     """Peak rate of stages n > 0; null: the same."""
-    schedule: Literal["linear", "cosine", "constant"] = "linear"
+    schedule: Literal["linear", "cosine", "constant", "inverse_sqrt"] = "linear"
     """Decay after the warm-up, restarted at every stage."""
     warmup: float = 0.1
     """Updates of linear warm-up per stage: below 1 a share of the stage, else a count."""
@@ -127,6 +131,29 @@ class TrainingConfig:
 
 
 @dataclasses.dataclass(frozen=True)
+class SharpnessMeasurement:
+    """How much the loss rises around the weights that a stage ends with (continual.flatness)."""
+
+    examples: int = 0
+    """Documents of U_n on which it is measured; 0: it is not."""
+    rho: float = 0.05
+    """Radius, over all trainable weights, within which the worst loss is searched."""
+    ascents: int = 5
+    """Gradient steps of that search."""
+    iterations: int = 20
+    """Power iterations for the largest eigenvalue of the Hessian."""
+
+    def __post_init__(self) -> None:
+        if self.examples < 0:
+            raise ValueError("examples: must not be negative; 0 turns the measurement off")
+        if not 0 < self.rho < float("inf"):
+            raise ValueError("rho: must be above zero and finite")
+        for key in ("ascents", "iterations"):
+            if getattr(self, key) < 1:
+                raise ValueError(f"{key}: must be at least 1")
+
+
+@dataclasses.dataclass(frozen=True)
 class EvaluationConfig:
     """What is measured after a stage."""
 
@@ -143,6 +170,7 @@ class EvaluationConfig:
     """Tokens of a document that indexing accuracy reads, from its start."""
     events_every: int = 0
     """Updates between two looks at every document for forgetting events; 0: after stages only."""
+    sharpness: SharpnessMeasurement = SharpnessMeasurement()
 
 
 @dataclasses.dataclass(frozen=True)

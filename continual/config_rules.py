@@ -26,6 +26,7 @@ def check(config: "RunConfig") -> None:
         "training.accumulation": training.accumulation,
         "training.window": training.window,
         "training.learning_rate": training.learning_rate,
+        "training.docid_learning_rate_scale": training.docid_learning_rate_scale,
         "evaluation.batch_size": evaluation.batch_size,
         "evaluation.document_length": evaluation.document_length,
         "checkpoint.keep": config.checkpoint.keep,
@@ -83,6 +84,17 @@ def check(config: "RunConfig") -> None:
     _require(
         training.stages == "all" or training.restart,
         "training.stages: 'last' trains on everything from new weights; set training.restart: true",
+    )
+    policy = config.sharpness.build()
+    local = getattr(policy.config, "sync", "global") == "local"
+    _require(
+        not (local and (policy.remembers or policy.descent_share() < 1)),
+        f"sharpness.sync: local lets ranks go separate ways, and {config.sharpness.name!r} carries "
+        "something from update to update or compares all examples; use global",
+    )
+    _require(
+        not (getattr(policy.config, "preconditioned", False) and training.optimizer != "adamw"),
+        "sharpness.preconditioned: needs training.optimizer: adamw, which keeps every square",
     )
     compares = config.merging.name != "none" or config.regularizer.name != "none"
     _require(

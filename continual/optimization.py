@@ -1,4 +1,10 @@
-"""The base optimizer, its schedule, and its state under growing parameters."""
+"""The base optimizer, its schedule, and its state under growing parameters.
+
+AdamW is torch's, Adafactor that of transformers: with torch's a rate above 1 / sqrt(updates so far)
+is silently cut to it, which an external schedule must not meet, and small squared gradients are
+floored where the paper (Shazeer and Stern, ICML 2018) only adds 1e-30. Both wait for the device
+once or twice per tensor; torch's ``foreach`` does not spare that.
+"""
 
 import math
 from collections.abc import Mapping
@@ -7,31 +13,74 @@ import torch
 from torch import Tensor, nn
 
 from continual.config import TrainingConfig
+from dsi.errors import UserError
+
+ENTRIES = {
+    "AdamW": {"step", "exp_avg", "exp_avg_sq"},
+    "Adafactor": {"step", "exp_avg_sq_row", "exp_avg_sq_col", "exp_avg_sq", "RMS"},
+}
+"""What an optimizer keeps per parameter: scalars, tensors of its shape, or of its rows (``_row``)
+or columns (``_col``)."""
 
 
 def make_optimizer(model: nn.Module, config: TrainingConfig) -> torch.optim.Optimizer:
-    """AdamW over the trainable parameters; vectors (norms) are not decayed."""
-    trainable = [p for p in model.parameters() if p.requires_grad]
-    groups = [
-        {"params": [p for p in trainable if p.dim() > 1], "weight_decay": config.weight_decay},
-        {"params": [p for p in trainable if p.dim() <= 1], "weight_decay": 0.0},
+    """AdamW or Adafactor over the trainable parameters; vectors (norms) are not decayed.
+
+    A group's ``scale`` is what its learning rate is to be multiplied by. Adafactor as T5X has it:
+    steps, and so the decay, are shares of a tensor's root mean square (at least 1e-3), without a
+    first moment, the rate from outside.
+    """
+    trainable = [
+        (p, config.docid_learning_rate_scale if name.startswith("docids.") else 1.0)
+        for name, p in model.named_parameters()
+        if p.requires_grad
     ]
-    return torch.optim.AdamW(
-        [g for g in groups if g["params"]], lr=config.learning_rate, fused=True
-    )
+    groups = [
+        {
+            "params": [p for p, own in trainable if own == scale and (p.dim() > 1) == decayed],
+            "weight_decay": config.weight_decay if decayed else 0.0,
+            "lr": config.learning_rate * scale,
+            "scale": scale,
+        }
+        for scale in dict.fromkeys((1.0, config.docid_learning_rate_scale))
+        for decayed in (True, False)
+    ]
+    groups = [group for group in groups if group["params"]]
+    if config.optimizer == "adafactor":
+        from transformers.optimization import Adafactor
+
+        return Adafactor(
+            groups, scale_parameter=True, relative_step=False, warmup_init=False, beta1=None
+        )
+    return torch.optim.AdamW(groups, fused=True)
+
+
+def peak_rate(config: TrainingConfig, stage: int) -> float:
+    """The highest learning rate of a stage."""
+    # a model that starts from new weights is no later stage
+    if stage > 0 and not config.restart and config.later_learning_rate is not None:
+        return config.later_learning_rate
+    return config.learning_rate
 
 
 def learning_rate(config: TrainingConfig, stage: int, update: int, updates: int) -> float:
-    """The rate of update 0 .. updates - 1 of a stage: linear warm-up, then the decay."""
-    peak = config.learning_rate
-    # a model that starts from new weights is no later stage
-    if stage > 0 and not config.restart and config.later_learning_rate is not None:
-        peak = config.later_learning_rate
+    """The rate of update 0 .. updates - 1 of a stage: linear warm-up, then the decay.
+
+    ``inverse_sqrt`` (T5's pretraining, but for the constant start there) does not depend on
+    ``updates``: after w updates of warm-up the rate of update u is the peak times sqrt(w / u).
+    """
+    peak = peak_rate(config, stage)
     warmup = config.warmup * updates if config.warmup < 1 else config.warmup
     if update < warmup:
         return peak * (update + 1) / (math.floor(warmup) + 1)
     left = (updates - update) / max(1.0, updates - warmup)
-    decay = {"constant": 1.0, "linear": left, "cosine": 0.5 - 0.5 * math.cos(math.pi * left)}
+    scale = max(1.0, warmup)
+    decay = {
+        "constant": 1.0,
+        "linear": left,
+        "cosine": 0.5 - 0.5 * math.cos(math.pi * left),
+        "inverse_sqrt": math.sqrt(scale / (scale + update - warmup)),
+    }
     return peak * min(1.0, decay[config.schedule])
 
 
@@ -39,6 +88,7 @@ def named_state(optimizer: torch.optim.Optimizer, model: nn.Module) -> dict[str,
     """The optimizer's tensors by parameter name: ``docids.rows/exp_avg`` and so on.
 
     By name, not by position, so that it survives another grouping and can be stored as safetensors.
+    A whole number becomes an int64 scalar.
     """
     names = {id(parameter): name for name, parameter in model.named_parameters()}
     return {
@@ -57,19 +107,29 @@ def restore_state(
     """Put :func:`named_state` into an optimizer over ``model``.
 
     ``grown``: for a parameter that has grown since, where its old rows are now; their state is kept
-    bit for bit and new rows start at zero.
+    bit for bit and new rows start at zero. Of a factored second moment the columns are kept as they
+    are and new rows start at the mean of the old: an old row's estimate is row * column / mean of
+    rows, which zeros would change, and they would make the first steps of new rows the largest.
     """
-    by_name = dict(model.named_parameters())
+    by_name, known = dict(model.named_parameters()), ENTRIES.get(type(optimizer).__name__)
     for key, value in state.items():
         name, entry = key.rsplit("/", 1)
         parameter = by_name.get(name)
         if parameter is None or not parameter.requires_grad:
             continue
-        if value.dim() and value.shape != parameter.shape:
-            rows = (grown or {})[name].to(parameter.device)
-            full = torch.zeros_like(parameter, requires_grad=False)
-            full[rows] = value.to(parameter.device)
-            value = full
+        if known is not None and entry not in known:
+            raise UserError(
+                f"training.optimizer: the state of {name} has {entry!r}, which is not of this one; "
+                "go on with the optimizer that the run began with"
+            )
         # fused AdamW keeps its step counter beside the parameter
-        device = parameter.device
-        optimizer.state[parameter][entry] = value.detach().clone().to(device)
+        value = value.detach().clone().to(parameter.device)
+        if grown and name in grown and value.dim() and not entry.endswith("_col"):
+            full = value.new_zeros(len(parameter), *value.shape[1:])
+            if entry.endswith("_row"):
+                full += value.mean()
+            full[grown[name].to(parameter.device)] = value
+            value = full
+        # torch counts steps in float tensors, transformers in Python's whole numbers
+        count = value.dim() == 0 and not value.is_floating_point()
+        optimizer.state[parameter][entry] = value.item() if count else value

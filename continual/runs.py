@@ -15,7 +15,7 @@ from dsi.files import write_json
 
 def train(config: RunConfig, resume: bool = False, overwrite: bool = False) -> Path:
     """Run every stage that is left; returns the run directory."""
-    from continual.trainer import make_accelerator
+    from continual.devices import make_accelerator
 
     folder, added = config.folder, []
     # whatever can be wrong is read and checked before anything is written
@@ -122,8 +122,8 @@ def _show(folder: Path) -> None:
 
 def evaluate(folder: Path, stage: int | None = None, split: str = "test") -> list[str]:
     """Recompute one row of the matrix from the stage's model; returns lines to print."""
+    from continual.devices import make_accelerator
     from continual.evaluation import METRICS, Evaluator
-    from continual.trainer import make_accelerator
     from dsi.model import DSIModel
 
     config, added = _read_run(folder)
@@ -167,6 +167,7 @@ def _decoding_lines(scheme: str, how: Mapping[str, Any]) -> list[str]:
 def report(folders: list[Path], out: Path | None = None) -> list[str]:
     """Figures of each run, and of several side by side; returns lines to print."""
     from continual.report.figures import comparison, save_figures
+    from continual.report.flatness import sharpness_table
 
     matrices: dict[str, Any] = {}
     folders = list(dict.fromkeys(folders))
@@ -182,6 +183,8 @@ def report(folders: list[Path], out: Path | None = None) -> list[str]:
         docids = folder / "docids" / "report.json"
         if docids.exists():
             lines += ["docids:", format_report(json.loads(docids.read_text("utf-8"))), ""]
+        table = sharpness_table(folder, matrix)
+        lines += [*table, ""] if table else []
         target = out / name.replace("/", "_") if out else folder / "figures"
         lines += [f"figure: {path}" for path in save_figures(matrix, target)]
     if len(folders) > 1:

@@ -17,8 +17,7 @@ from typing import Any, cast
 
 import numpy as np
 import torch
-from accelerate import Accelerator
-from accelerate.utils import DistributedDataParallelKwargs, tqdm
+from accelerate.utils import tqdm
 
 from continual import checkpoint as checkpoints
 from continual import run_directory as directory
@@ -26,11 +25,20 @@ from continual.assignment import Assignment
 from continual.checkpoint import Checkpoint
 from continual.config import RunConfig
 from continual.context import StageContext, true_queries
+from continual.devices import make_accelerator
 from continual.evaluation import METRICS, Evaluator
+from continual.flatness import measure_stage
 from continual.mixture import prompt_ids, stage_sources
-from continual.optimization import learning_rate, make_optimizer, named_state, restore_state
+from continual.optimization import (
+    learning_rate,
+    make_optimizer,
+    named_state,
+    peak_rate,
+    restore_state,
+)
 from continual.performance import ForgettingEvents
 from continual.setup import Material, make_model
+from continual.sharding import gather, is_sharded, shard
 from continual.steps import take_step
 from continual.tracking import Tracker
 from dsi.batching import batches_from
@@ -54,6 +62,7 @@ class TrainState:
     rows: list[dict[str, list[float | None]] | None] = field(default_factory=list)
     previous: dict[str, torch.Tensor] = field(default_factory=dict)
     recent: list[torch.Tensor] = field(default_factory=list)  # losses since the last training line
+    skipped: int = 0  # updates of the stage that were not finite
 
 
 class Trainer:
@@ -83,6 +92,7 @@ class Trainer:
         when = f"every {every} updates and after every stage" if every else "after every stage"
         self.events = ForgettingEvents(0, f"{when}, all documents seen")
         self.timing: list[dict[str, float]] = []
+        self.spare: dict[torch.Tensor, torch.Tensor] = {}
 
     def run(self, resume: bool = False) -> None:
         """Train and evaluate every stage that is not finished yet."""
@@ -159,8 +169,20 @@ class Trainer:
         config, training, accelerator = self.config, self.config.training, self.accelerator
         codes_NT = torch.from_numpy(self._codes(stage)).to(accelerator.device).long()
         sharp = self.sharpness.active(stage)
-        model = accelerator.prepare_model(state.model)
+        model: Any
+        optimizer, sharded = state.optimizer, is_sharded(accelerator)
+        if sharded:
+            model, optimizer = shard(state.model, state.optimizer, training)
+        else:
+            model = accelerator.prepare_model(state.model)
         model.train()
+
+        def whole() -> None:
+            """What is evaluated and saved is up to date in ``state``."""
+            if sharded:
+                gather(model, optimizer, state.model, state.optimizer)
+
+        peak = peak_rate(training, stage)
         seed = derive(config.seed, "batches", stage)
         batches = batches_from(
             sources, state.update, stop, training.window, training.batch_size, seed, self.pad
@@ -175,11 +197,11 @@ class Trainer:
         )
         for batch in batches:
             rate = learning_rate(training, stage, state.update, budget)
-            for group in state.optimizer.param_groups:
-                group["lr"] = rate
-            loss = take_step(
+            for group in optimizer.param_groups:
+                group["lr"] = rate * group.get("scale", 1.0)
+            made = take_step(
                 model,
-                state.optimizer,
+                optimizer,
                 batch,
                 codes_NT,
                 accelerator,
@@ -190,29 +212,41 @@ class Trainer:
                 regularizer=self.regularizer,
                 sharpness=self.sharpness,
                 sharp=sharp,
+                update=state.update,
+                rate=rate / peak,
+                spare=self.spare,
             )
-            state.recent.append(loss)
+            if made.taken:
+                state.recent.append(made.loss)
+            else:
+                state.skipped += 1
             state.update += 1
             bar.update()
             if state.update % config.tracking.log_every == 0 or state.update == budget:
-                value = float(torch.stack(state.recent).mean())  # the only wait for the device
+                # plain updates wait for the device only here
+                value = float(torch.stack(state.recent).mean()) if state.recent else math.nan
                 state.recent.clear()
                 if not math.isfinite(value):
                     raise UserError(
                         f"training.learning_rate: the loss is {value} at update {state.update} of "
                         f"stage {stage}; lower the rate, or set training.clip: 1"
                     )
-                line = {"stage": stage, "update": state.update, "loss": value}
+                skipped = {"skipped_updates": state.skipped} if sharp else {}
+                line = {"stage": stage, "update": state.update, "loss": value, **skipped}
                 self.tracker.log({**line, "learning_rate": rate}, self.total(state))
                 bar.set_postfix(loss=f"{value:.3f}", refresh=False)
             every = config.evaluation.events_every
             if every and state.update % every == 0 and state.update < budget:
+                whole()
                 self._look(state, stage, self._evaluator(state, stage))
             every = config.checkpoint.every
             if every and state.update % every == 0 and state.update < budget:
+                whole()
                 self._save(state)
         bar.close()
-        state.model = accelerator.unwrap_model(model, keep_fp32_wrapper=False)
+        whole()
+        if not sharded:
+            state.model = accelerator.unwrap_model(model, keep_fp32_wrapper=False)
 
     def _evaluate(self, state: TrainState, stage: int) -> None:
         config, accelerator = self.config, self.accelerator
@@ -226,6 +260,11 @@ class Trainer:
         for o in range(stage + 1):
             cells = {metric: row[metric][o] for metric in METRICS}
             event = {"stage": stage, "update": state.update, "corpus": f"D{o}", **cells}
+            self.tracker.log(event, self.total(state, finished=True))
+        flat = measure_stage(config, self.stream, state.model, self._codes(stage), stage)
+        if flat is not None:
+            rises = {f"sharpness/{key}": flat[key] for key in ("rise", "eigenvalue")}
+            event = {"stage": stage, "update": state.update, **rises}
             self.tracker.log(event, self.total(state, finished=True))
         averages = {
             f"{short}/{metric}": matrix[key][metric][stage]
@@ -242,6 +281,8 @@ class Trainer:
         if accelerator.is_main_process:
             target = directory.stage_folder(self.folder, stage)
             directory.write_results(self.folder, self.stream, stage, results, config.name)
+            if flat is not None:
+                write_json(target / "sharpness.json", flat)
             write_json(target / "decoding.json", {"docids": config.docids.name, **how})
             state.model.save_pretrained(target / "model")
             if evaluator.ranker.trie is not None:
@@ -301,6 +342,7 @@ class Trainer:
         kept = {n: value for n, value in moments.items() if not n.startswith("docids.")}
         restore_state(optimizer, model, kept)
         state.model, state.optimizer = model, optimizer
+        self._begin_sharpness(model, 0)
 
     def _begin(self, state: TrainState, stage: int) -> None:
         """Grow, choose what is trained, and let components remember the stage before."""
@@ -321,14 +363,21 @@ class Trainer:
         if not config.training.reset_optimizer:
             restore_state(optimizer, model, moments, moved)
         state.model, state.optimizer = model, optimizer
-        state.stage, state.update, state.finished = stage, 0, False
+        state.stage, state.update, state.finished, state.skipped = stage, 0, False, 0
         self.regularizer.begin_stage(model, stage)
+        self._begin_sharpness(model, stage)
         keep = stage > 0 and self.merging.needs_previous
         weights = model.state_dict() if keep else {}
         state.previous = {name: value.detach().clone() for name, value in weights.items()}
         if keep:  # rows that are new in this stage have no older version
             for name, fresh in model.fresh_rows.items():
                 state.previous[name][fresh] = float("nan")
+
+    def _begin_sharpness(self, model: DSIModel, stage: int) -> None:
+        self.spare.clear()
+        if self.sharpness.active(stage):
+            weights = {n: p for n, p in model.named_parameters() if p.requires_grad}
+            self.sharpness.begin_stage(stage, weights)
 
     def _merge(self, state: TrainState, stage: int) -> None:
         if state.previous:
@@ -375,12 +424,14 @@ class Trainer:
             "timing": self.timing,
             "stream": self.stream.fingerprint(state.stage + 1),
             "recent": [float(loss) for loss in state.recent],
+            "skipped": state.skipped,
             "model": json.loads(state.model.config.to_json_string(use_diff=False)),
         }
         tensors = {
             "model": dict(state.model.state_dict()),
             "optimizer": named_state(state.optimizer, state.model),
             "regularizer": self.regularizer.state_dict(),
+            "sharpness": self.sharpness.state_dict(),
             "previous": state.previous,
         }
         tensors["model"].pop("decoder.embed_tokens.weight", None)  # the encoder's, tied
@@ -410,9 +461,10 @@ class Trainer:
         device = self.accelerator.device
         held = {
             group: {name: value.to(device) for name, value in found.tensors[group].items()}
-            for group in ("regularizer", "previous")
+            for group in ("regularizer", "sharpness", "previous")
         }
         self.regularizer.load_state_dict(held["regularizer"])
+        self.sharpness.load_state_dict(held["sharpness"])
         if stage or found.finished or found.update > self.docids.warmup or not self.docids.warmup:
             self.docids.read(stage + 1)
         self.events.load_state_dict(values["events"])
@@ -427,27 +479,5 @@ class Trainer:
             list(values["rows"]),
             held["previous"],
             [torch.tensor(loss, device=device) for loss in values["recent"]],
+            values["skipped"],
         )
-
-
-def make_accelerator(config: RunConfig) -> Accelerator:
-    """Accelerate as the configuration asks; batches are cut up by our own code."""
-    if config.threads:
-        torch.set_num_threads(config.threads)
-    unused = DistributedDataParallelKwargs(
-        find_unused_parameters=config.parameters.name != "full"
-        or config.model.source != "scratch"
-        or config.direction != "inputs_to_targets"  # writing text leaves out the docid decoder's
-    )
-    accelerator = Accelerator(
-        mixed_precision=config.training.precision,
-        log_with="wandb" if config.tracking.wandb else None,
-        kwargs_handlers=[unused],
-    )
-    parts = accelerator.num_processes * config.training.accumulation
-    if config.training.batch_size < parts:
-        raise UserError(
-            f"training.batch_size: {config.training.batch_size} examples cannot be cut into "
-            f"{parts} parts (processes x training.accumulation); use at least {parts}"
-        )
-    return accelerator

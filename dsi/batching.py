@@ -215,15 +215,26 @@ class Batch:
 
     def part(self, index: int, parts: int) -> "Batch":
         """Every ``parts``-th example from ``index`` on, without columns that are all padding."""
-        mask = self.attention_mask[index::parts]
+        return self.rows(torch.arange(len(self.documents))[index::parts])
+
+    def rows(self, rows: torch.Tensor) -> "Batch":
+        """The examples ``rows`` (int64 or bool), without columns that are all padding."""
+        mask = self.attention_mask[rows]
         width = int(mask.sum(1).max()) if len(mask) else 1
-        labels = None if self.labels is None else self.labels[index::parts]
+        labels = None if self.labels is None else self.labels[rows]
         if labels is not None and len(labels):
             labels = labels[:, : int((labels != -100).sum(1).max())]
+        return Batch(self.input_ids[rows, :width], mask[:, :width], self.documents[rows], labels)
+
+    def to(self, device: torch.device) -> "Batch":
+        """The same batch on a device."""
+        if device.type == "cpu":
+            return self
+        labels = None if self.labels is None else self.labels.to(device, non_blocking=True)
         return Batch(
-            self.input_ids[index::parts, :width],
-            mask[:, :width],
-            self.documents[index::parts],
+            self.input_ids.to(device, non_blocking=True),
+            self.attention_mask.to(device, non_blocking=True),
+            self.documents.to(device, non_blocking=True),
             labels,
         )
 

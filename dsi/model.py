@@ -224,20 +224,27 @@ class DSIModel(PreTrainedModel):
         codes: Tensor,
         labels: Tensor | None = None,
         label_smoothing: float = 0.0,
-    ) -> Tensor:
+        encoded: tuple[Tensor, Tensor] | None = None,
+        return_logits: bool = False,
+    ) -> Tensor | tuple[Tensor, list[Tensor]]:
         """Summed cross-entropy per example (B,); divide by the number of targets for a mean.
 
         Without ``labels``: text (B, L) -> docid ``codes`` (B, T), -1 after the end of a docid,
         summed over positions. With
         ``labels`` (B, W), -100 where padded: the docid is read in front of ``input_ids`` and the
-        text is written (targets to inputs, span corruption).
+        text is written (targets to inputs, span corruption). ``encoded``: what
+        :meth:`encode_example` gave for these inputs. ``return_logits``: also the scores, one
+        tensor (B, C) per docid position, or one (B, W, V).
         """
+        if encoded is None:
+            encoded = self.encode_example(input_ids, attention_mask, codes, labels)
+        states, mask = encoded
         if labels is None:
-            states, mask = self.encode(input_ids, attention_mask)
             hidden = self.decode_docid(states, mask, codes)
-            losses = [
+            scores = [self.docid_logits(hidden[:, t], t).float() for t in range(codes.shape[1])]
+            parts = [
                 nn.functional.cross_entropy(
-                    self.docid_logits(hidden[:, t], t).float(),
+                    scores[t],
                     codes[:, t],
                     reduction="none",
                     ignore_index=-1,
@@ -245,23 +252,35 @@ class DSIModel(PreTrainedModel):
                 )
                 for t in range(codes.shape[1])
             ]
-            return torch.stack(losses).sum(0)
-        states, mask = self.encode(
-            input_ids, attention_mask, self.code_vectors(codes, self.docids.rows), codes >= 0
-        )
+            losses = torch.stack(parts).sum(0)
+            return (losses, scores) if return_logits else losses
         shifted = labels.new_full(labels.shape, self.config.pad_token_id or 0)
         shifted[:, 1:] = labels[:, :-1].clamp(min=0)
         hidden = self.decoder(
             input_ids=shifted, encoder_hidden_states=states, encoder_attention_mask=mask
         ).last_hidden_state
         logits = self.text_logits(hidden).float()
-        return nn.functional.cross_entropy(
+        losses = nn.functional.cross_entropy(
             logits.transpose(1, 2),
             labels,
             reduction="none",
             ignore_index=-100,
             label_smoothing=label_smoothing,
         ).sum(1)
+        return (losses, [logits]) if return_logits else losses
+
+    def encode_example(
+        self,
+        input_ids: Tensor,
+        attention_mask: Tensor,
+        codes: Tensor,
+        labels: Tensor | None = None,
+    ) -> tuple[Tensor, Tensor]:
+        """:meth:`encode` as training reads an example: with its docid in front of a text task."""
+        if labels is None:
+            return self.encode(input_ids, attention_mask)
+        vectors = self.code_vectors(codes, self.docids.rows)
+        return self.encode(input_ids, attention_mask, vectors, codes >= 0)
 
     @torch.no_grad()
     def grow(self, code_sizes: Sequence[int], generator: torch.Generator) -> dict[str, Tensor]:

@@ -19,6 +19,9 @@ ONLY_IN = {
     "accelerate": (
         "continual.checkpoint",
         "continual.evaluation",
+        "continual.devices",
+        "continual.passes",
+        "continual.sharding",
         "continual.steps",
         "continual.tracking",
         "continual.trainer",

@@ -1,6 +1,9 @@
-"""How a step is taken. One member per file, a pure rule; the trainer owns the passes. Protocol::
+"""How a step is taken. One member per file, a pure rule; ``continual.steps`` makes the passes.
 
-member.active(stage) -> bool
-member.perturbation(weights, gradients) -> list[Tensor]
-member.combine(clean, perturbed) -> list[Tensor]
+Protocol (``_policy.Policy``)::
+
+    member.active(stage) -> bool
+    member.passes(update) -> int
+    member.perturbation(step) -> [what is added to each weight for the next pass, or None]
+    member.combine(step) -> [the gradient to descend]
 """

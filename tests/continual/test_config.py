@@ -126,7 +126,11 @@ BAD_SETTINGS = [
     ("replay.name=json.decoder", "replay.name: json.decoder must define exactly one", "Config"),
     ("regularizer.weight=1", "regularizer.weight: unknown key", "no settings"),
     ("regularizer={name: l2, weight: -1}", "regularizer.weight: must not be negative", ""),
-    ("sharpness={name: sam, rho: -1}", "sharpness.rho: must not be negative", "0 turns it off"),
+    (
+        "sharpness={name: sam, rho: -1}",
+        "sharpness.rho: must not be negative or infinite",
+        "0 turns it off",
+    ),
     ("merging={name: average, new: 2}", "merging.new: must lie between 0 and 1", ""),
     ("docids=atomc", "docids.name: unknown name 'atomc'", "did you mean 'atomic'"),
     ("updates", "'updates': expected key=value", "training.updates=500"),

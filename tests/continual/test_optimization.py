@@ -1,15 +1,18 @@
-"""Learning rates by hand, and moments that survive growth."""
+"""Learning rates and first steps by hand, and moments that survive growth."""
 
+import dataclasses
 import math
 
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from safetensors.torch import load_file, save_file
 from torch import nn
 
-from continual.config import TrainingConfig
+from continual.config import TrainingConfig, load_config
 from continual.optimization import learning_rate, make_optimizer, named_state, restore_state
+from dsi.errors import UserError
 from dsi.model import from_scratch, grown_rows
 
 WIDTH = 16  # whole vectors of the processor: a row is computed alike wherever it lies in the table
@@ -37,6 +40,31 @@ def test_constant():
     assert rates(0, 5, warmup=2, schedule="constant") == pytest.approx([1 / 3, 2 / 3, 1, 1, 1])
 
 
+def test_inverse_square_root():
+    found = rates(0, 9, warmup=4, schedule="inverse_sqrt")
+    assert found[:4] == pytest.approx([1 / 5, 2 / 5, 3 / 5, 4 / 5])
+    assert found[4:] == pytest.approx([(4 / u) ** 0.5 for u in range(4, 9)])
+    assert rates(0, 20, warmup=4, schedule="inverse_sqrt")[:9] == found, "of any length"
+    none = rates(0, 4, warmup=0, schedule="inverse_sqrt")
+    assert none == pytest.approx([1, 1 / 2**0.5, 1 / 3**0.5, 1 / 2])
+
+
+@pytest.mark.parametrize(
+    ("schedule", "last"),
+    [
+        ("linear", 1 / 90),
+        ("cosine", 0.5 - 0.5 * math.cos(math.pi / 90)),
+        ("constant", 1),
+        ("inverse_sqrt", (10 / 99) ** 0.5),
+    ],
+)
+def test_a_schedule_at_its_ends(schedule, last):
+    found = rates(0, 100, warmup=10, schedule=schedule)
+    assert found[0] == pytest.approx(1 / 11)
+    assert found[10] == pytest.approx(1)
+    assert found[-1] == pytest.approx(last)
+
+
 @pytest.mark.parametrize(
     ("warmup", "updates", "first"),
     [
@@ -61,7 +89,7 @@ def test_later_stages_have_their_own_peak():
 @given(
     updates=st.integers(1, 60),
     warmup=st.floats(0, 70),
-    schedule=st.sampled_from(["linear", "cosine", "constant"]),
+    schedule=st.sampled_from(["linear", "cosine", "constant", "inverse_sqrt"]),
 )
 def test_a_rate_rises_then_falls_and_is_never_zero(updates, warmup, schedule):
     found = rates(0, updates, warmup=warmup, schedule=schedule)
@@ -92,6 +120,7 @@ class Table(nn.Module):
 
 
 CONFIG = TrainingConfig(learning_rate=0.01, weight_decay=0.1)
+ADAFACTOR = dataclasses.replace(CONFIG, optimizer="adafactor")
 
 
 @pytest.mark.parametrize("places", [[0, 1, 2], [0, 2, 4], [3, 4, 5]])
@@ -193,3 +222,166 @@ def test_vectors_are_not_decayed():
     assert decay == {id(model.rows): 0.1, id(model.matrix): 0.1, id(model.scale): 0.0}
     model.scale.requires_grad_(False)
     assert len(make_optimizer(model, CONFIG).param_groups) == 1
+
+
+def first_step(weight: torch.Tensor, gradient: torch.Tensor, rate: float, decay: float):
+    """Adafactor's, in float64: at the first step the running averages are this gradient's."""
+    squares = gradient**2 + 1e-30
+    if gradient.dim() > 1:
+        rows, columns = squares.mean(1, keepdim=True), squares.mean(0, keepdim=True)
+        squares = rows * columns / rows.mean()
+    update = gradient / squares.sqrt()
+    update /= max(1.0, float(update.square().mean().sqrt()))
+    step = rate * max(1e-3, float(weight.square().mean().sqrt()))
+    return weight * (1 - decay * step) - step * update
+
+
+@pytest.mark.parametrize("size", [1.0, 1e-5])
+def test_the_first_step_of_adafactor(size):
+    model = Table(size * torch.randn(5, WIDTH, generator=torch.Generator().manual_seed(2)))
+    before = {name: value.detach().double() for name, value in model.named_parameters()}
+    model.step(make_optimizer(model, ADAFACTOR), 0, torch.arange(5))
+    for name, value in model.named_parameters():
+        decay = 0.1 if value.dim() > 1 else 0.0
+        expected = first_step(before[name], value.grad.double(), 0.01, decay)
+        torch.testing.assert_close(value.double(), expected, rtol=1e-5, atol=1e-6 * size)
+        assert not torch.equal(value.double(), before[name])
+
+
+def test_adafactor_takes_the_rate_it_is_given():
+    """However many updates there were: torch's own would cut it to 1 / sqrt(updates)."""
+    moved = []
+    for count in (1, 10_000):
+        model = Table(torch.ones(3, WIDTH))
+        optimizer = make_optimizer(model, ADAFACTOR)
+        model.step(optimizer, 0, torch.arange(3))
+        for state in optimizer.state.values():
+            state["step"] = count
+        for group in optimizer.param_groups:
+            group["lr"] = 0.5
+        before = model.scale.detach().clone()
+        model.step(optimizer, 0, torch.arange(3))
+        moved.append(float((model.scale - before).abs().mean().detach()))
+    assert moved[1] == pytest.approx(moved[0], rel=1e-3)
+
+
+def test_adafactor_leaves_alone_what_has_no_gradient():
+    model = Table(torch.ones(4, WIDTH))
+    optimizer = make_optimizer(model, dataclasses.replace(ADAFACTOR, weight_decay=0.0))
+    for seed in range(3):
+        model.step(optimizer, seed, torch.arange(2))
+    assert torch.equal(model.rows[2:], torch.ones(2, WIDTH))
+    assert not torch.isnan(model.rows).any()
+
+
+@pytest.mark.parametrize("places", [[0, 1, 2], [3, 4, 5], list(range(WIDTH))])
+def test_a_factored_moment_under_grown_rows(places):
+    """Old rows' estimate, row * column / mean of rows, is what it was; also of a square table."""
+    old, count = torch.tensor(places), len(places) + 3
+    small = Table(torch.randn(len(places), WIDTH, generator=torch.Generator().manual_seed(1)))
+    optimizer = make_optimizer(small, ADAFACTOR)
+    for seed in range(5):
+        small.step(optimizer, seed, torch.arange(len(places)))
+    before = named_state(optimizer, small)
+    large = Table(torch.ones(count, WIDTH))
+    optimizer = make_optimizer(large, ADAFACTOR)
+    restore_state(optimizer, large, before, {"rows": old})
+    after = named_state(optimizer, large)
+    assert set(after) == set(before)
+    row = "rows/exp_avg_sq_row"
+    assert after[row].shape == (count,)
+    assert torch.equal(after[row][old], before[row])
+    new = torch.ones(count, dtype=torch.bool)
+    new[old] = False
+    assert torch.equal(after[row][new], before[row].mean().expand(3))
+    assert float(after[row].mean()) == pytest.approx(float(before[row].mean()))
+    for key in set(before) - {row}:
+        assert torch.equal(after[key], before[key]), key
+    large.step(optimizer, 7, old)
+    assert torch.isfinite(large.rows).all()
+
+
+@pytest.mark.parametrize("config", [CONFIG, ADAFACTOR], ids=["adamw", "adafactor"])
+def test_three_and_three_updates_are_six(config, tmp_path):
+    places = torch.arange(4)
+    start = torch.randn(4, WIDTH, generator=torch.Generator().manual_seed(1))
+    whole = Table(start)
+    optimizer = make_optimizer(whole, config)
+    for seed in range(6):
+        whole.step(optimizer, seed, places)
+    expected = named_state(optimizer, whole)
+
+    half = Table(start)
+    optimizer = make_optimizer(half, config)
+    for seed in range(3):
+        half.step(optimizer, seed, places)
+    save_file(named_state(optimizer, half), tmp_path / "optimizer.safetensors")
+    rest = Table(start)
+    rest.load_state_dict(half.state_dict())
+    other = make_optimizer(rest, config)
+    restore_state(other, rest, load_file(tmp_path / "optimizer.safetensors"))
+    for mine, theirs in zip(optimizer.state.values(), other.state.values(), strict=True):
+        assert {k: type(v) for k, v in mine.items()} == {k: type(v) for k, v in theirs.items()}
+    for seed in range(3, 6):
+        rest.step(other, seed, places)
+    found = named_state(other, rest)
+    assert set(found) == set(expected)
+    for key, value in expected.items():
+        assert value.dtype == found[key].dtype and torch.equal(value, found[key]), key
+    for name, value in whole.named_parameters():
+        assert torch.equal(value, rest.get_parameter(name)), name
+
+
+def test_the_state_of_another_optimizer_is_refused():
+    model = Table(torch.ones(2, WIDTH))
+    optimizer = make_optimizer(model, CONFIG)
+    model.step(optimizer, 0, torch.arange(2))
+    state = named_state(optimizer, model)
+    with pytest.raises(UserError, match=r"^training\.optimizer: .*'exp_avg'") as caught:
+        restore_state(make_optimizer(model, ADAFACTOR), model, state)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("setting", "start"),
+    [
+        ("training.optimizer=adam", "training.optimizer: 'adam' is not one of: adamw, adafactor"),
+        ("training.schedule=step", "training.schedule: 'step' is not one of"),
+        ("training.docid_learning_rate_scale=0", "training.docid_learning_rate_scale: must be"),
+    ],
+)
+def test_what_is_unknown_is_one_line(setting, start):
+    with pytest.raises(UserError) as caught:
+        load_config(None, [setting])
+    assert str(caught.value).startswith(start) and "\n" not in str(caught.value)
+
+
+SIZES = dict(vocab_size=20, d_model=8, d_kv=4, d_ff=8, num_layers=1, num_heads=2)
+
+
+@pytest.mark.parametrize("optimizer", ["adamw", "adafactor"])
+def test_docids_have_a_rate_of_their_own(optimizer):
+    config = dataclasses.replace(CONFIG, optimizer=optimizer)
+    moved = {}
+    for scale in (1.0, 4.0):
+        model = from_scratch(0, **SIZES, num_decoder_layers=1, code_sizes=[3, 2])
+        scaled = dataclasses.replace(config, docid_learning_rate_scale=scale)
+        groups = make_optimizer(model, scaled)
+        names = {id(p): name for name, p in model.named_parameters()}
+        for group in groups.param_groups:
+            for parameter in group["params"]:
+                own = scale if names[id(parameter)].startswith("docids.") else 1.0
+                assert group["scale"] == own
+                assert group["lr"] == own * config.learning_rate
+                assert bool(group["weight_decay"]) == (parameter.dim() > 1)
+        assert len(groups.param_groups) == (2 if scale == 1 else 4)
+        before = {name: p.detach().clone() for name, p in model.named_parameters()}
+        generator = torch.Generator().manual_seed(1)
+        for parameter in model.parameters():
+            parameter.grad = torch.randn(parameter.shape, generator=generator)
+        groups.step()
+        moved[scale] = {name: p.detach() - before[name] for name, p in model.named_parameters()}
+    assert any(name.startswith("docids.") for name in moved[1.0])
+    for name, step in moved[1.0].items():
+        own = 4 if name.startswith("docids.") else 1
+        torch.testing.assert_close(moved[4.0][name], own * step, rtol=1e-4, atol=1e-6)

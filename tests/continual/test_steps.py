@@ -7,6 +7,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from continual.sharpness._policy import Policy, SharpnessConfig
 from continual.sharpness.none import NoSharpness
 from continual.sharpness.sam import SAM
 from continual.steps import take_step
@@ -46,20 +47,21 @@ class Noisy(nn.Module):
 
 
 @dataclass
-class Stay:
+class Stay(Policy):
     """Sharpness that perturbs by ``by`` and notes the gradients of both passes."""
 
     by: float = 0.0
+    config: SharpnessConfig = SharpnessConfig()
     clean: list[Tensor] = field(default_factory=list)
     perturbed: list[Tensor] = field(default_factory=list)
 
-    def perturbation(self, weights, gradients):
-        self.clean = [g.clone() for g in gradients]
-        return [torch.full_like(w, self.by) for w in weights]
+    def perturbation(self, step):
+        self.clean = [g.clone() for g in step.gradients[0]]
+        return [torch.full_like(w, self.by) for w in step.weights]
 
-    def combine(self, clean, perturbed):
-        self.perturbed = [g.clone() for g in perturbed]
-        return list(perturbed)
+    def combine(self, step):
+        self.perturbed = [g.clone() for g in step.gradients[-1]]
+        return step.gradients[-1]
 
 
 def batch(size=8) -> Batch:
@@ -81,7 +83,9 @@ def step(model, accelerator, lr=0.1, **changes):
     )
     given = changes.pop("batch", batch())
     codes = torch.arange(8)[:, None]
-    return take_step(model, optimizer, given, codes, accelerator, **{**settings, **changes})
+    made = take_step(model, optimizer, given, codes, accelerator, **{**settings, **changes})
+    assert made.taken
+    return made.loss
 
 
 @pytest.mark.parametrize("micro_batches", [1, 2, 8])

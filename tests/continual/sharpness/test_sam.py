@@ -3,48 +3,49 @@
 import pytest
 import torch
 
+from continual.sharpness._policy import Step
 from continual.sharpness.sam import SAM
 from dsi.errors import UserError
-
-A = torch.tensor([1.0, 10.0], dtype=torch.float64)  # L(w) = 1/2 w' diag(1, 10) w
-START = torch.tensor([2.0, -1.0], dtype=torch.float64)
+from tests.continual.sharpness.quadratic import Quadratic, member, tensor
 
 
-def loss(w):
-    return 0.5 * (A * w * w).sum()
+def perturb(gradients, rho=0.1):
+    """The perturbation along ``gradients``; where the weights are does not matter."""
+    weights = [torch.zeros_like(g) for g in gradients]
+    names = [f"decoder.{i}.weight" for i in range(len(weights))]
+    return member("sam", rho=rho).perturbation(Step(names, weights, [gradients]))
 
 
 def test_one_step_is_the_closed_form():
-    sam = SAM(SAM.Config(rho=0.1))
-    (epsilon,) = sam.perturbation([START], [A * START])
-    expected = torch.tensor([0.01961161, -0.09805807], dtype=torch.float64)
-    torch.testing.assert_close(epsilon, expected, rtol=0, atol=1e-8)
-    (gradient,) = sam.combine([A * START], [A * (START + epsilon)])
-    expected = torch.tensor([1.79803884, 0.09805807], dtype=torch.float64)
-    torch.testing.assert_close(START - 0.1 * gradient, expected, rtol=0, atol=1e-8)
+    run = Quadratic(member("sam", rho=0.1))
+    before = run.loss()
+    (move,) = run.policy.perturbation(run.step())
+    torch.testing.assert_close(move, tensor([0.01961161, -0.09805807]), rtol=0, atol=1e-8)
+    with torch.no_grad():
+        run.weights["decoder.weight"].add_(move)
     # L(w + eps) - L(w) = rho ||g|| + rho^2 / 2 * ghat' A ghat, exactly
-    rise = loss(START + epsilon) - loss(START)
-    assert float(rise) == pytest.approx(1.0680731335, abs=1e-9)
+    assert run.loss() - before == pytest.approx(1.0680731335, abs=1e-9)
+    run = Quadratic(member("sam", rho=0.1)).updates(1)
+    found = run.weights["decoder.weight"].detach()
+    torch.testing.assert_close(found, tensor([1.79803884, 0.09805807]), rtol=0, atol=1e-8)
 
 
 def test_the_norm_is_global_and_the_scale_of_the_loss_does_not_matter():
-    sam = SAM(SAM.Config(rho=0.3))
     gradients = [torch.randn(3, 4, dtype=torch.float64), torch.randn(5, dtype=torch.float64)]
-    weights = [torch.zeros_like(g) for g in gradients]
-    epsilons = sam.perturbation(weights, gradients)
+    epsilons = perturb(gradients, rho=0.3)
     assert float(torch.cat([e.flatten() for e in epsilons]).norm()) == pytest.approx(0.3)
-    scaled = sam.perturbation(weights, [1000 * g for g in gradients])
+    scaled = perturb([1000 * g for g in gradients], rho=0.3)
     for one, other in zip(epsilons, scaled, strict=True):
         torch.testing.assert_close(one, other)
 
 
 def test_a_zero_gradient_moves_nothing():
-    (epsilon,) = SAM(SAM.Config(rho=0.1)).perturbation([torch.ones(3)], [torch.zeros(3)])
+    (epsilon,) = perturb([torch.zeros(3)])
     assert torch.equal(epsilon, torch.zeros(3))
 
 
 def test_tiny_gradients_keep_their_direction():
-    (epsilon,) = SAM(SAM.Config(rho=0.1)).perturbation([torch.ones(2)], [torch.full((2,), 1e-30)])
+    (epsilon,) = perturb([torch.full((2,), 1e-30)])
     torch.testing.assert_close(epsilon, torch.full((2,), 0.1 / 2**0.5))
 
 

@@ -1,0 +1,81 @@
+"""The processes and devices of a run; what cannot work on them is refused before training."""
+
+import os
+
+import torch
+from accelerate import Accelerator
+from accelerate.utils import DistributedDataParallelKwargs, DistributedType
+
+from continual.config import RunConfig
+from continual.sharding import is_sharded
+from dsi.errors import UserError
+
+
+def make_accelerator(config: RunConfig) -> Accelerator:
+    """Accelerate as the configuration asks; batches are cut up by our own code."""
+    if config.threads:
+        torch.set_num_threads(config.threads)
+    unused = DistributedDataParallelKwargs(
+        find_unused_parameters=config.parameters.name != "full"
+        or config.model.source != "scratch"
+        or config.direction != "inputs_to_targets"  # writing text leaves out the docid decoder's
+    )
+    accelerator = Accelerator(
+        mixed_precision=config.training.precision,
+        log_with="wandb" if config.tracking.wandb else None,
+        kwargs_handlers=[unused],
+    )
+    refuse(config, accelerator)
+    return accelerator
+
+
+def refuse(config: RunConfig, accelerator: Accelerator) -> None:
+    """Raises UserError for a configuration that these processes cannot train as it says."""
+    world = accelerator.num_processes
+    parts = world * config.training.accumulation
+    if config.training.batch_size < parts:
+        raise UserError(
+            f"training.batch_size: {config.training.batch_size} examples cannot be cut into "
+            f"{parts} parts (processes x training.accumulation); use at least {parts}"
+        )
+    if is_sharded(accelerator) and os.environ.get("FSDP_VERSION", "1") != "2":
+        raise UserError(
+            "fsdp_version: 1 shards flat copies of the weights, which no component can name; set "
+            "fsdp_version: 2 in accelerate's configuration"
+        )
+    if is_sharded(accelerator) and config.regularizer.name != "none":
+        raise UserError(
+            f"regularizer.name: {config.regularizer.name!r} compares the weights with copies, and "
+            "FSDP2 keeps them in pieces; use DDP"
+        )
+    _refuse_sharpness(config, accelerator, world)
+
+
+def _refuse_sharpness(config: RunConfig, accelerator: Accelerator, world: int) -> None:
+    policy = config.sharpness.build()
+    if not (policy.active(0) or policy.active(1)):
+        return
+    settings, name, kind = policy.config, config.sharpness.name, accelerator.distributed_type
+    if kind is DistributedType.DEEPSPEED:
+        raise UserError(
+            "sharpness.name: DeepSpeed keeps gradients apart from the weights, so there is nothing "
+            "to perturb along; use DDP or FSDP2, or sharpness=none"
+        )
+    if settings.m is not None and config.training.batch_size % (settings.m * world):
+        raise UserError(
+            f"sharpness.m: {world} processes cannot share {config.training.batch_size} examples "
+            f"out in groups of {settings.m}; training.batch_size must be a multiple of "
+            f"{settings.m * world}"
+        )
+    if not is_sharded(accelerator):
+        return
+    if settings.sync == "local":
+        raise UserError(
+            "sharpness.sync: local needs a gradient of each process's own, which FSDP2 never "
+            "makes; use global, or DDP"
+        )
+    if policy.shares_encoder or policy.remembers:
+        raise UserError(
+            f"sharpness.name: {name!r} runs parts of the model or carries copies of it from update "
+            "to update, which FSDP2 keeps in pieces; use DDP"
+        )

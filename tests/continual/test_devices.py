@@ -1,0 +1,49 @@
+"""What two processes, or pieces of weights, cannot do is refused in one line."""
+
+from types import SimpleNamespace
+
+import pytest
+
+from continual.devices import refuse
+from dsi.errors import UserError
+
+
+def launched(**values):
+    """What a launcher with two processes gives."""
+    kind = SimpleNamespace(num_processes=2, distributed_type=None, **values)
+    return kind
+
+
+@pytest.mark.parametrize(
+    ("settings", "environment", "message"),
+    [
+        (
+            ("sharpness=sam",),
+            {"FSDP_VERSION": "1"},
+            r"fsdp_version: 1 shards .* set fsdp_version: 2",
+        ),
+        (("sharpness=sam", "sharpness.sync=local"), {}, r"sharpness\.sync: local needs a gradient"),
+        (("sharpness=decoder_only",), {}, r"sharpness\.name: 'decoder_only' runs parts .* use DDP"),
+        (("sharpness=friendly",), {}, r"sharpness\.name: 'friendly' .* use DDP"),
+        (("regularizer=l2",), {}, r"regularizer\.name: 'l2' .* use DDP"),
+    ],
+)
+def test_what_sharded_weights_cannot_do_is_refused(
+    lab, monkeypatch, settings, environment, message
+):
+    for key, value in {"ACCELERATE_USE_FSDP": "true", "FSDP_VERSION": "2", **environment}.items():
+        monkeypatch.setenv(key, value)
+    with pytest.raises(UserError, match=message):
+        refuse(lab.config(*settings), launched())
+
+
+def test_groups_that_processes_cannot_share_are_refused(lab):
+    given = lab.config("sharpness=sam", "sharpness.sync=local", "sharpness.m=8")
+    with pytest.raises(UserError, match=r"sharpness\.m: 2 processes cannot share 8 examples .* 16"):
+        refuse(given, launched())
+    refuse(given, SimpleNamespace(num_processes=1, distributed_type=None))
+
+
+def test_a_rule_that_remembers_has_no_local_form(lab):
+    with pytest.raises(UserError, match=r"sharpness\.sync: local lets ranks go separate ways"):
+        lab.config("sharpness=friendly", "sharpness.sync=local")

@@ -1,0 +1,176 @@
+"""Sharpness on two processes: global is one big batch, local the mean of the ranks' own."""
+
+from types import SimpleNamespace
+
+import pytest
+import torch
+from accelerate import Accelerator, debug_launcher
+from accelerate.state import AcceleratorState
+from safetensors.torch import load_file, save_file
+
+from continual.components import component_class
+from continual.config import TrainingConfig
+from continual.optimization import make_optimizer
+from continual.sharding import gather, shard
+from continual.steps import take_step
+from dsi.batching import Batch
+from dsi.model import from_scratch
+
+CODES = torch.arange(12)[:, None]
+TRAINING = TrainingConfig(learning_rate=1e-3, warmup=0)
+RULES = {"sam": {"rho": 0.1}, "asam": {"rho": 0.5}, "gsam": {"rho": 0.1}}
+SHARDED = ("sam", "asam", "gsam", "functional", "micro")
+OTHERS = ("functional", "look", "friendly", "efficient", "micro", "tram", "decoder_only", "gam")
+UPDATES = 20
+
+
+def small():
+    sizes = dict(d_model=8, d_kv=4, d_ff=16, num_layers=2, num_decoder_layers=1, num_heads=2)
+    return from_scratch(
+        3, vocab_size=30, dropout_rate=0.0, code_sizes=[12], embedding_std=0.5, **sizes
+    )
+
+
+def batch(update, size=8) -> Batch:
+    generator = torch.Generator().manual_seed(update)
+    ids = torch.randint(2, 30, (size, 5), generator=generator)
+    mask = torch.ones_like(ids)
+    mask[::3, 3:] = 0
+    return Batch(ids, mask, torch.randint(0, 12, (size,), generator=generator), None)
+
+
+def train(name, accelerator, *, updates=UPDATES, micro_batches=1, sharded=False, sgd=False, **more):
+    """The weights after some updates."""
+    cls = component_class("sharpness", name)
+    policy, whole = cls(cls.Config(**{**RULES.get(name, {}), **more})), small()
+    optimizer = make_optimizer(whole, TRAINING)
+    if sgd:
+        optimizer = torch.optim.SGD(whole.parameters(), lr=0.1)
+    model, stepper = whole, optimizer
+    if sharded:
+        model, stepper = shard(whole, optimizer, TRAINING)
+    elif accelerator.num_processes > 1:
+        model = accelerator.prepare_model(whole)
+    model.train()
+    policy.begin_stage(0, dict(whole.named_parameters()))
+    for update in range(updates):
+        made = take_step(
+            model,
+            stepper,
+            batch(update),
+            CODES,
+            accelerator,
+            micro_batches=micro_batches,
+            seed=update,
+            clip=1.0,
+            label_smoothing=0.0,
+            regularizer=SimpleNamespace(penalty=lambda of: None),
+            sharpness=policy,
+            sharp=True,
+            update=update,
+        )
+        assert made.taken
+    if sharded:
+        gather(model, stepper, whole, optimizer)
+    return {key: value.detach().clone() for key, value in whole.named_parameters()}
+
+
+def cases():
+    for name in RULES:
+        yield f"ddp-{name}", dict(name=name)
+        yield f"ddp-{name}-micro", dict(name=name, micro_batches=2)
+        yield f"local-{name}", dict(name=name, sync="local")
+        yield f"local-{name}-m", dict(name=name, sync="local", m=2)
+        yield f"local-{name}-sgd", dict(name=name, sync="local", sgd=True, updates=1)
+    for name in OTHERS:
+        yield f"ddp-{name}", dict(name=name, updates=6)
+    for name in SHARDED:
+        yield f"fsdp-{name}", dict(name=name, sharded=True)
+    yield "fsdp-sam-micro", dict(name="sam", sharded=True, micro_batches=2)
+
+
+def on_two_ranks(folder):
+    accelerator = Accelerator(cpu=True)
+    for label, case in cases():
+        found = train(accelerator=accelerator, **case)
+        save_file(found, folder / f"{label}-{accelerator.process_index}.safetensors")
+
+
+@pytest.fixture(scope="module")
+def ranks(tmp_path_factory):
+    """For every case the weights of rank 0 and rank 1."""
+    folder = tmp_path_factory.mktemp("ranks")
+    AcceleratorState._reset_state(True)
+    debug_launcher(on_two_ranks, args=(folder,), num_processes=2)
+    return {
+        label: [load_file(folder / f"{label}-{rank}.safetensors") for rank in (0, 1)]
+        for label, _ in cases()
+    }
+
+
+def furthest(one, other):
+    return max(float((one[name] - other[name]).abs().max()) for name in one)
+
+
+def test_ranks_stay_the_same_bit_for_bit(ranks):
+    for label, (one, other) in ranks.items():
+        assert all(torch.equal(one[name], other[name]) for name in one), label
+
+
+@pytest.mark.parametrize("name", [*RULES, *OTHERS])
+def test_a_global_step_is_that_of_one_big_batch(name, ranks, accelerator):
+    updates = 6 if name in OTHERS else UPDATES
+    alone = train(name, accelerator, updates=updates)
+    assert furthest(alone, ranks[f"ddp-{name}"][0]) < 2e-4
+    if name in RULES:
+        assert furthest(alone, ranks[f"ddp-{name}-micro"][0]) < 2e-4
+        # and it matters: plain training ends elsewhere
+        assert furthest(alone, train("sam", accelerator, rho=1e-9)) > 1e-3
+
+
+@pytest.mark.parametrize("name", SHARDED)
+def test_a_sharded_step_is_that_of_one_big_batch(name, ranks, accelerator):
+    alone = train(name, accelerator)
+    assert furthest(alone, ranks[f"fsdp-{name}"][0]) < 2e-4
+    if name == "sam":
+        assert furthest(alone, ranks["fsdp-sam-micro"][0]) < 2e-4
+
+
+@pytest.mark.parametrize("name", RULES)
+def test_a_local_step_averages_the_ranks_own(name, ranks, accelerator):
+    start = dict(small().named_parameters())
+    expected = {key: value.detach().clone() for key, value in start.items()}
+    # what a rank would do alone, with a clip that does nothing to the mean
+    gradients = []
+    for rank in (0, 1):
+        alone = alone_step(name, accelerator, batch(0).part(rank, 2))
+        gradients.append({key: (start[key] - alone[key]).detach() / 0.1 for key in alone})
+    mean = {key: (gradients[0][key] + gradients[1][key]) / 2 for key in start}
+    size = torch.stack([value.norm() for value in mean.values()]).norm()
+    for key, value in mean.items():
+        expected[key] -= 0.1 * value * min(1.0, 1.0 / float(size))
+    assert furthest(expected, ranks[f"local-{name}-sgd"][0]) < 1e-5
+    # with a number of examples per perturbation, the number of ranks does not matter
+    alone = train(name, accelerator, sync="local", m=2)
+    assert furthest(alone, ranks[f"local-{name}-m"][0]) < 2e-4
+    assert furthest(alone, ranks[f"local-{name}"][0]) > 1e-4
+
+
+def alone_step(name, accelerator, part):
+    cls = component_class("sharpness", name)
+    model = small().train()
+    take_step(
+        model,
+        torch.optim.SGD(model.parameters(), lr=0.1),
+        part,
+        CODES,
+        accelerator,
+        micro_batches=1,
+        seed=0,
+        clip=0.0,
+        label_smoothing=0.0,
+        regularizer=SimpleNamespace(penalty=lambda of: None),
+        sharpness=cls(cls.Config(**RULES[name])),
+        sharp=True,
+    )
+    return dict(model.named_parameters())
