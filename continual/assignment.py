@@ -10,8 +10,9 @@ from continual import run_directory as directory
 from continual.config import RunConfig
 from continual.stream import Stream
 from dsi.docid_report import docid_report
-from dsi.docids import NewDocuments
+from dsi.docids import NewDocuments, Scheme
 from dsi.embeddings import Embedder, SentenceEmbedder, TfidfEmbedder, load_embedder
+from dsi.errors import UserError
 from dsi.files import write_bytes, write_json
 from dsi.seeding import derive
 
@@ -65,8 +66,21 @@ class Assignment:
         """Take over what was written for the first ``corpora`` corpora."""
         directory.read_docids(self.folder, self.stream, corpora, self.scheme)
         path = self._state_path(corpora - 1)
-        if path.exists():
+        if not path.exists():
+            if type(self.scheme).state_dict is not Scheme.state_dict:
+                raise UserError(f"{path}: missing; restore the file")
+            return
+        try:
             self.scheme.load_state_dict(load_file(path))
+        except Exception as error:  # of safetensors, or of arrays that do not fit
+            what = " ".join(f"{type(error).__name__}: {error}".split())[:200]
+            raise UserError(f"{path}: cannot be read ({what}); restore the file") from error
+
+    def check(self, corpora: int) -> None:
+        """Read all that the docids of another corpus are made with; UserError for what is broken."""
+        self.read(corpora)
+        if (self.folder / "docids" / "embedder").exists():
+            self._embedder = load_embedder(self.folder / "docids" / "embedder")
 
     def _state_path(self, corpus: int) -> Path:
         return self.folder / "docids" / f"D{corpus}.safetensors"

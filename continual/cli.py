@@ -1,18 +1,20 @@
 """The command line: ``dsi train | add | search | evaluate | report``.
 
 A user's mistake is one line on standard error and exit status 2; a traceback is a bug of ours.
+SIGTERM and Ctrl-C end with 143 and 130, after a checkpoint if updates were being made.
 Heavy imports happen where they are used, so that ``dsi --help`` answers at once.
 """
 
 import argparse
 import dataclasses
 import os
+import signal
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
 
-from dsi.errors import UserError
+from dsi.errors import UserError, printable
 
 if TYPE_CHECKING:
     from continual.config import RunConfig
@@ -22,6 +24,7 @@ class _Parser(argparse.ArgumentParser):
     """Reports like everything else: one line, without the usage in front."""
 
     def error(self, message: str) -> NoReturn:
+        message = message if len(message) <= 300 else message[:297] + "..."
         raise UserError(f"{message}; see {self.prog} --help")
 
 
@@ -40,10 +43,17 @@ def main(arguments: Sequence[str] | None = None) -> int:
             options.settings += rest
         return options.run(options)
     except UserError as error:
-        line = " ".join(str(error).split())
+        line = printable(str(error))
         if int(os.environ.get("RANK", "0")) == 0:
             print(f"dsi: error: {line}", file=sys.stderr)
         return 2
+    except KeyboardInterrupt as stop:
+        signum = getattr(stop, "signum", signal.SIGINT)
+        where = getattr(stop, "where", "") or "before anything new was kept"
+        if int(os.environ.get("RANK", "0")) == 0:
+            name = signal.Signals(signum).name
+            print(f"dsi: stopped by {name} {where}; go on with --resume", file=sys.stderr)
+        return 128 + signum
     except BrokenPipeError:
         # the reader of our output went away (dsi search ... | head): not worth a traceback
         sys.stdout = open(os.devnull, "w")  # noqa: SIM115
@@ -63,6 +73,7 @@ def _parser() -> argparse.ArgumentParser:
     add = commands.add_parser("add", help="index one more corpus into a finished run")
     add.add_argument("run_folder", metavar="RUN", type=Path, help="run directory")
     add.add_argument("folder", metavar="FOLDER", help="corpus: a BEIR folder")
+    _add_accept(add)
     add.set_defaults(run=_add)
 
     search = commands.add_parser("search", help="ask a run")
@@ -100,6 +111,17 @@ def add_train_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--resume", action="store_true", help="go on where the run stopped")
     parser.add_argument("--overwrite", action="store_true", help="replace a run of this name")
+    _add_accept(parser)
+
+
+def _add_accept(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--accept",
+        action="append",
+        default=[],
+        choices=("world_size", "code"),
+        help="go on although the number of processes, or the code, is another than before",
+    )
 
 
 def run_train(options: argparse.Namespace) -> int:
@@ -107,7 +129,7 @@ def run_train(options: argparse.Namespace) -> int:
     config = _train_config(options.settings, options.resume)
     from continual.runs import train
 
-    train(config, resume=options.resume, overwrite=options.overwrite)
+    train(config, options.resume, options.overwrite, options.accept)
     return 0
 
 
@@ -116,15 +138,15 @@ def _train_config(settings: list[str], resume: bool) -> "RunConfig":
     from continual.config import differences, load_config, read_resolved
 
     # a path may have "=" in it: runs/rate=0.1
-    paths = [s for s in settings if "=" not in s or Path(s).exists()]
+    paths = [s for s in settings if "=" not in s or os.path.exists(s)]
     overrides = [s for s in settings if s not in paths]
     if len(paths) > 1 or (paths and settings[0] != paths[0]):
         raise UserError(
             f"{' '.join(settings)}: expected at most one configuration file, then key=value"
         )
     path = Path(paths[0]) if paths else None
-    if resume and path is not None and path.is_dir():
-        if not (path / "config.yaml").exists():
+    if resume and path is not None and os.path.isdir(path):
+        if not os.path.exists(path / "config.yaml"):
             raise UserError(f"{path}: no run here (config.yaml is missing); give a run directory")
         if overrides:
             raise UserError(
@@ -137,7 +159,7 @@ def _train_config(settings: list[str], resume: bool) -> "RunConfig":
         return dataclasses.replace(own, output=str(path.parent), name=path.name)
     config = load_config(path, overrides)
     written = config.folder / "config.yaml"
-    if resume and settings and written.exists():
+    if resume and settings and os.path.exists(written):
         changed = differences(read_resolved(written), config)
         for key in (key for key in changed if key not in ("name", "output")):
             raise UserError(
@@ -150,7 +172,7 @@ def _train_config(settings: list[str], resume: bool) -> "RunConfig":
 def _add(options: argparse.Namespace) -> int:
     from continual.runs import add
 
-    add(options.run_folder, options.folder)
+    add(options.run_folder, options.folder, options.accept)
     return 0
 
 
@@ -180,7 +202,7 @@ def _search(options: argparse.Namespace) -> int:
 
 
 def _corpus(text: str) -> int:
-    if not (text[:1] == "D" and text[1:].isdigit()):
+    if not (text[:1] == "D" and text[1:].isdecimal() and text.isascii() and len(text) < 10):
         raise argparse.ArgumentTypeError(f"expected D0, D1, ..., got {text!r}")
     return int(text[1:])
 
@@ -188,7 +210,7 @@ def _corpus(text: str) -> int:
 def _read_ids(path: Path) -> list[str]:
     try:
         lines = path.read_text("utf-8").splitlines()
-    except (OSError, UnicodeDecodeError) as error:
+    except (OSError, ValueError) as error:
         what = f"cannot be read ({error})"
         raise UserError(f"{path}: {what}; give document ids, one a line") from error
     return [line.strip() for line in lines if line.strip()]
@@ -196,8 +218,9 @@ def _read_ids(path: Path) -> list[str]:
 
 def _print_results(results: list) -> None:
     for rank, result in enumerate(results, 1):
-        print(f"{rank:3d}. {result.score:8.3f}  {result.title or result.document_id}")
-        print(f"               {result.document_id}: {result.snippet(90)}")
+        title, passage = result.title or result.document_id, result.snippet(90)
+        print(f"{rank:3d}. {result.score:8.3f}  {printable(title)}")
+        print(f"               {result.document_id}: {printable(passage)}")
 
 
 def _evaluate(options: argparse.Namespace) -> int:

@@ -14,7 +14,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from dsi.errors import UserError
+from dsi.corpus_reading import show
+from dsi.errors import UserError, printable
 
 FAMILIES = {
     "replay": "continual.replay",
@@ -40,12 +41,12 @@ def component_class(axis: str, name: str) -> type:
     elif name in available(axis):
         module_name = f"{FAMILIES[axis]}.{name}"
     else:
-        raise UserError(f"{axis}.name: unknown name {name!r}{suggest(name, available(axis))}")
+        raise UserError(f"{axis}.name: unknown name {show(name)}{suggest(name, available(axis))}")
     try:
         module = importlib.import_module(module_name)
-    except (ImportError, SyntaxError) as error:
+    except (ImportError, SyntaxError, ValueError) as error:
         raise UserError(
-            f"{axis}.name: cannot import {module_name!r} ({error}); install the package that has "
+            f"{axis}.name: cannot import {show(module_name)} ({printable(str(error))[:200]}); install the package that has "
             "it, or use one of: " + ", ".join(available(axis))
         ) from error
     found = [
@@ -101,14 +102,14 @@ def suggest(word: str, known: list[str]) -> str:
 def parse_dataclass(cls: type, values: Any, where: str) -> Any:
     """A dataclass from plain data: unknown keys, wrong types and bad values name their key."""
     if not isinstance(values, Mapping):
-        raise UserError(f"{where}: expected a mapping of settings, got {values!r}")
+        raise UserError(f"{where}: expected a mapping of settings, got {show(values)}")
     hints = typing.get_type_hints(cls)
     names = [field.name for field in dataclasses.fields(cls)]
     parsed = {}
     for key, value in values.items():
         path = f"{where}.{key}" if where else str(key)
         if key not in names:
-            raise UserError(f"{path}: unknown key{suggest(str(key), names)}")
+            raise UserError(f"{printable(path)[:200]}: unknown key{suggest(str(key), names)}")
         parsed[key] = coerce(value, hints[key], path)
     for field in dataclasses.fields(cls):
         needed = field.default is field.default_factory is dataclasses.MISSING
@@ -144,20 +145,22 @@ def coerce(value: Any, hint: Any, where: str) -> Any:
             return "off"
         if value in arguments and type(value) is not bool:
             return value
-        raise UserError(f"{where}: {value!r} is not one of: {', '.join(map(str, arguments))}")
+        raise UserError(f"{where}: {show(value)} is not one of: {', '.join(map(str, arguments))}")
     if dataclasses.is_dataclass(hint) and isinstance(hint, type):
         return value if isinstance(value, hint) else parse_dataclass(hint, value, where)
     if origin is tuple:
         if not isinstance(value, list | tuple):
-            raise UserError(f"{where}: expected a list, got {value!r}")
+            raise UserError(f"{where}: expected a list, got {show(value)}")
         return tuple(coerce(v, arguments[0], f"{where}[{i}]") for i, v in enumerate(value))
     if dict in (hint, origin):
         if not isinstance(value, Mapping):
-            raise UserError(f"{where}: expected a mapping, got {value!r}")
+            raise UserError(f"{where}: expected a mapping, got {show(value)}")
         return dict(value)
     if hint is bool and isinstance(value, bool):
         return value
     if hint is str and isinstance(value, str):
+        if any("\ud800" <= character <= "\udfff" for character in value):
+            raise UserError(f"{where}: half a surrogate pair in {show(value)}; remove it")
         return value
     if hint in (int, float) and not isinstance(value, bool):
         try:
@@ -167,17 +170,18 @@ def coerce(value: Any, hint: Any, where: str) -> Any:
         if number is not None and number == number:
             if hint is float:
                 return number
-            if isinstance(value, int):
-                return value
-            if abs(number) != float("inf") and number == int(number):
-                return int(number)
+            whole = abs(number) != float("inf") and number == int(number)
+            if whole and abs(number) < 2**63:
+                return value if isinstance(value, int) else int(number)
+            if whole:
+                raise UserError(f"{where}: {show(value)} is too large; use at most 2^63 - 1")
     kind = {
         bool: "true or false",
         str: "text (in quotes where YAML reads something else)",
         int: "a whole number",
         float: "a number",
     }
-    raise UserError(f"{where}: expected {kind.get(hint, hint)}, got {value!r}")
+    raise UserError(f"{where}: expected {kind.get(hint, hint)}, got {show(value)}")
 
 
 def to_plain(value: Any) -> Any:

@@ -24,6 +24,7 @@ from continual.components import (
     to_plain,
 )
 from continual.config_rules import check
+from dsi.corpus_reading import show
 from dsi.errors import UserError
 from dsi.views import View
 
@@ -117,6 +118,9 @@ class TrainingConfig:
     weight_decay: float = 0.01
     clip: float = 1.0
     """Largest norm of an update's gradient; 0: no clipping."""
+    nonfinite: Literal["stop", "skip"] = "stop"
+    """An update whose loss or gradient is not finite ends the run, with its batch kept in
+    ``nonfinite/``, or is left out and counted."""
     label_smoothing: float = 0.0
     ratio: float = 0.67
     """Indexing examples per query of D_0 in stage 0 (DSI's r; the paper: 32)."""
@@ -250,6 +254,8 @@ class RunConfig:
 
 
 AXES = tuple(axis for axis in FAMILIES)
+LARGEST_FILE = 1 << 18  # bytes
+MOST_VALUES = 10_000
 
 
 def load_config(
@@ -260,7 +266,9 @@ def load_config(
     """The configuration of a YAML file (None: the defaults), a method and overrides."""
     file = _read_yaml(Path(path)) if path is not None else {}
     if "method" in file and not isinstance(file["method"], str):
-        raise UserError(f"{path}: method: expected a preset's name or file, got {file['method']!r}")
+        raise UserError(
+            f"{path}: method: expected a preset's name or file, got {show(file['method'])}"
+        )
     assignments = [_override(text) for text in overrides]
     for keys, value in assignments:
         if keys == ["method"]:
@@ -330,7 +338,7 @@ def _preset(name: str) -> dict[str, Any]:
         return yaml.safe_load(text) or {}
     if name.endswith((".yaml", ".yml")):
         return _read_yaml(Path(name))
-    raise UserError(f"method: unknown preset {name!r}{suggest(name, preset_names())}")
+    raise UserError(f"method: unknown preset {show(name)}{suggest(name, preset_names())}")
 
 
 class _Loader(yaml.SafeLoader):
@@ -350,10 +358,31 @@ class _Loader(yaml.SafeLoader):
 
 def _load_yaml(text: str) -> Any:
     """Plain data; yaml.YAMLError for whatever is wrong with the text."""
+    loader = None
     try:
-        return yaml.load(text, _Loader)  # noqa: S506 - a SafeLoader
+        loader = _Loader(text)
+        node = loader.get_single_node()
+        if node is None:
+            return None
+        # before anything is made of it: nine lines of aliases can stand for a billion values
+        if _count(node, {}) > MOST_VALUES:
+            raise yaml.YAMLError(f"more than {MOST_VALUES} values with its aliases written out")
+        return loader.construct_document(node)
     except (ValueError, RecursionError) as error:  # dates such as 2024-13-45; a deep nest
         raise yaml.YAMLError(str(error)) from error
+    finally:
+        if loader is not None:
+            loader.dispose()
+
+
+def _count(node: yaml.Node, known: dict[int, int]) -> int:
+    """How many values a node stands for when aliases are written out, but for those in itself."""
+    if id(node) not in known:
+        known[id(node)] = 1
+        parts = node.value if isinstance(node, yaml.CollectionNode) else ()
+        inner = (part for entry in parts for part in (entry if type(entry) is tuple else (entry,)))
+        known[id(node)] = 1 + sum(_count(part, known) for part in inner)
+    return known[id(node)]
 
 
 def _problem(error: yaml.YAMLError) -> str:
@@ -362,7 +391,13 @@ def _problem(error: yaml.YAMLError) -> str:
 
 def _read_yaml(path: Path) -> dict[str, Any]:
     try:
-        value = _load_yaml(path.read_text("utf-8"))
+        with open(path, "rb") as file:
+            content = file.read(LARGEST_FILE + 1)
+        if len(content) > LARGEST_FILE:
+            raise UserError(f"{path}: larger than {LARGEST_FILE} bytes; give a configuration")
+        value = _load_yaml(content.decode("utf-8"))
+    except UserError:
+        raise
     except UnicodeDecodeError as error:
         raise UserError(f"{path}: not UTF-8 (byte {error.start}); save it as UTF-8") from error
     except OSError as error:
@@ -370,6 +405,8 @@ def _read_yaml(path: Path) -> dict[str, Any]:
             f"{path}: cannot read the configuration ({error.strerror}); give a YAML file, or "
             "--resume with a run directory"
         ) from error
+    except ValueError as error:  # a path with a NUL
+        raise UserError(f"{path}: cannot read the configuration ({error}); give a file") from error
     except yaml.YAMLError as error:
         mark = getattr(error, "problem_mark", None)
         line = f":{mark.line + 1}" if mark else ""
@@ -385,13 +422,15 @@ def _read_yaml(path: Path) -> dict[str, Any]:
 def _override(text: str) -> tuple[list[str], Any]:
     key, separator, value = text.partition("=")
     keys = key.strip().split(".")
-    if not separator or not all(keys):
-        raise UserError(f"{text!r}: expected key=value, for example training.updates=500")
+    if not separator or not all(keys) or len(keys) > 20:
+        raise UserError(f"{show(text)}: expected key=value, for example training.updates=500")
     try:
         return keys, _load_yaml(value)
     except yaml.YAMLError as error:
         problem = _problem(error)
-        raise UserError(f"{text!r}: the value is not valid YAML ({problem}); quote it") from error
+        raise UserError(
+            f"{show(text)}: the value is not valid YAML ({problem}); quote it"
+        ) from error
 
 
 def _nested(keys: Sequence[str], value: Any) -> dict[str, Any]:

@@ -5,6 +5,7 @@ import math
 from typing import TYPE_CHECKING
 
 from continual.components import suggest, to_plain
+from dsi.corpus_reading import show
 from dsi.errors import UserError
 
 if TYPE_CHECKING:
@@ -37,6 +38,23 @@ def check(config: "RunConfig") -> None:
     for key, value in positive.items():
         least = " (at least 100)" if "vocabulary" in key else ""
         _require(0 < value < math.inf, f"{key}: must be above zero and finite{least}")
+    # beyond these memory, or a library's 32-bit numbers, end the run with less than a line
+    at_most = {
+        "threads": (config.threads, 4096),
+        "tokenizer.vocabulary_size": (config.tokenizer.vocabulary_size, 2**24),
+        "model.d_model": (model.d_model, 2**16),
+        "model.d_ff": (model.d_ff, 2**18),
+        "model.num_layers": (model.num_layers, 1000),
+        "model.num_decoder_layers": (model.num_decoder_layers, 1000),
+        "training.batch_size": (training.batch_size, 2**20),
+        "training.window": (training.window, 2**20),
+        "evaluation.batch_size": (evaluation.batch_size, 2**20),
+        "evaluation.beams": (evaluation.beams, 2**20),
+        "evaluation.document_length": (evaluation.document_length, 2**20),
+        **{f"views[{i}].length": (view.length, 2**20) for i, view in enumerate(config.views)},
+    }
+    for key, (value, most) in at_most.items():
+        _require(value <= most, f"{key}: must be at most {most}, got {value}")
     not_negative = {
         "threads": config.threads,
         "evaluation.events_every": evaluation.events_every,
@@ -115,7 +133,15 @@ def check(config: "RunConfig") -> None:
     )
     _require(
         config.name not in ("", ".", "..") and not set(config.name) & set("/\\\0"),
-        f"name: must be a plain folder name, got {config.name!r}",
+        f"name: must be a plain folder name, got {show(config.name)}",
+    )
+    _require(
+        config.name.isprintable() and len(config.name.encode()) <= 200,
+        f"name: must be short and without control characters, got {show(config.name)}",
+    )
+    _require(
+        config.output.isprintable() and config.output != "",
+        f"output: must be a folder without control characters, got {show(config.output)}",
     )
     _require(
         math.isfinite(training.ratio) or config.indexing != "none",

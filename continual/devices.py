@@ -38,6 +38,12 @@ def refuse(config: RunConfig, accelerator: Accelerator) -> None:
             f"training.batch_size: {config.training.batch_size} examples cannot be cut into "
             f"{parts} parts (processes x training.accumulation); use at least {parts}"
         )
+    if accelerator.distributed_type is DistributedType.DEEPSPEED:
+        raise UserError(
+            "distributed_type: DeepSpeed takes the optimizer's step away from the loop, so neither "
+            "checkpoints nor sharpness would be right; use FSDP2 (configs/accelerate/"
+            "fsdp2-8-gpus.yaml; fsdp_reshard_after_forward: false is ZeRO-2)"
+        )
     if is_sharded(accelerator) and os.environ.get("FSDP_VERSION", "1") != "2":
         raise UserError(
             "fsdp_version: 1 shards flat copies of the weights, which no component can name; set "
@@ -55,12 +61,7 @@ def _refuse_sharpness(config: RunConfig, accelerator: Accelerator, world: int) -
     policy = config.sharpness.build()
     if not (policy.active(0) or policy.active(1)):
         return
-    settings, name, kind = policy.config, config.sharpness.name, accelerator.distributed_type
-    if kind is DistributedType.DEEPSPEED:
-        raise UserError(
-            "sharpness.name: DeepSpeed keeps gradients apart from the weights, so there is nothing "
-            "to perturb along; use DDP or FSDP2, or sharpness=none"
-        )
+    settings, name = policy.config, config.sharpness.name
     if settings.m is not None and config.training.batch_size % (settings.m * world):
         raise UserError(
             f"sharpness.m: {world} processes cannot share {config.training.batch_size} examples "

@@ -2,11 +2,14 @@
 
 import importlib.metadata
 import json
+import os
 import platform
+import re
 import shutil
 import subprocess
 import sys
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,9 +20,11 @@ from continual.config import RunConfig, dump
 from continual.evaluation import METRICS, CorpusResult
 from continual.performance import summary
 from continual.stream import Stream
+from dsi.corpus_reading import show
 from dsi.docids import codes_from_text, codes_to_text, stack_codes
+from dsi.docids import read_docids as read_table
 from dsi.errors import UserError
-from dsi.files import write_json, write_text
+from dsi.files import as_written, read_json, write_json, write_text
 from dsi.trec import write_run
 
 SCHEMA = 1
@@ -29,7 +34,7 @@ PACKAGES = ("dsi-continual", "torch", "transformers", "accelerate", "datasets", 
 def create(config: RunConfig, overwrite: bool) -> Path:
     """A new run directory; an existing one is only replaced when asked and when it is a run."""
     folder = config.folder
-    if folder.is_dir() and any(folder.iterdir()):
+    if os.path.isdir(folder) and any(folder.iterdir()):
         if not overwrite:
             raise UserError(
                 f"{folder}: a run is there already; go on with --resume, replace it with "
@@ -82,6 +87,32 @@ def write_environment(folder: Path, device: str, world_size: int, **more: Any) -
     )
 
 
+def made_by(world_size: int) -> dict[str, Any]:
+    """What a result depends on besides configuration and corpora, for checkpoints."""
+    code = importlib.metadata.version("dsi-continual")
+    commit = _git_commit()
+    return {
+        "code": f"{code} ({commit[:12]})" if commit else code,
+        "torch": torch.__version__,
+        "world_size": world_size,
+    }
+
+
+def require_same_maker(
+    folder: Path, before: dict[str, Any], world_size: int, accept: Sequence[str]
+) -> None:
+    """UserError when a checkpoint was written by other code or by another number of processes."""
+    now = made_by(world_size)
+    for key, value in now.items():
+        flag = "world_size" if key == "world_size" else "code"
+        if before.get(key) != value and flag not in accept:
+            what = {"code": "code", "torch": "torch", "world_size": "number of processes"}[key]
+            raise UserError(
+                f"{folder}: the {what} was {before.get(key)} and is {value} now, so the numbers "
+                f"would not be the same; restore it, or go on all the same with --accept {flag}"
+            )
+
+
 def finish_environment(folder: Path) -> None:
     """Note when the run ended."""
     note_environment(folder, end=time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()))
@@ -90,7 +121,7 @@ def finish_environment(folder: Path) -> None:
 def read_environment(folder: Path) -> dict[str, Any]:
     """environment.json; nothing when the run has not begun."""
     path = folder / "environment.json"
-    return json.loads(path.read_text("utf-8")) if path.exists() else {}
+    return read_json(path) if path.exists() else {}
 
 
 def note_environment(folder: Path, **values: Any) -> None:
@@ -113,16 +144,10 @@ def read_docids(folder: Path, stream: Stream, corpora: int, scheme: Any) -> None
     for n in range(corpora):
         path = folder / "docids" / f"D{n}.tsv"
         expected = stream.document_ids(int(stream.offsets[n]), int(stream.offsets[n + 1]))
-        if not path.exists():
-            raise UserError(f"{path}: missing, and docids are never made again; restore the file")
-        lines = path.read_text("utf-8").split("\n")[:-1]
-        pairs = [line.split("\t") for line in lines]
-        if [pair[0] for pair in pairs] != expected:
+        ids, docids = read_table(path)
+        if ids != expected:
             raise UserError(f"{path}: holds other documents than corpus D{n}; restore the corpus")
-        try:
-            parts.append(codes_from_text([docid for _, docid in pairs]))
-        except ValueError as error:
-            raise UserError(f"{path}: not a docid ({error}); restore the file") from error
+        parts.append(codes_from_text(docids))
     scheme.restore(stack_codes(parts))
 
 
@@ -178,6 +203,31 @@ def make_matrix(
         **summary(metrics),
         "num_updates": num_updates[:size],
     }
+
+
+def read_matrix(path: Path) -> dict[str, Any]:
+    """matrix.json, of the shape that :func:`make_matrix` gives; UserError otherwise."""
+    matrix = read_json(path)
+    if matrix.get("schema") != SCHEMA:
+        raise UserError(f"{path}: schema {matrix.get('schema')!r}, this version reads {SCHEMA}")
+    with as_written(path):
+        size = len(matrix["corpora"])
+        if not size or not all(isinstance(name, str) for name in matrix["corpora"]):
+            raise ValueError("corpora must be names")
+        for key in ("num_queries", "num_documents", "num_updates"):
+            if [type(number) for number in matrix[key]] != [int] * size:
+                raise ValueError(f"{key} must be {size} whole numbers")
+        for metric in {*METRICS, *matrix["metrics"]}:
+            if not re.fullmatch(r"[a-z0-9_@]+", metric):  # a file is named after it
+                raise ValueError(f"metric {show(metric)}")
+            averages = ("average_performance", "forgetting", "learning_performance")
+            rows = [*matrix["metrics"][metric], *(matrix[key][metric] for key in averages)]
+            cells = [cell for row in rows for cell in row if cell is not None]
+            if [len(row) for row in rows] != [size] * (size + 3):
+                raise ValueError(f"{metric} must have {size} rows and columns")
+            if not all(type(cell) in (int, float) and abs(cell) <= 1 for cell in cells):
+                raise ValueError(f"{metric} must be shares")
+    return matrix
 
 
 def format_matrix(matrix: dict[str, Any], metric: str = "hits@10") -> str:

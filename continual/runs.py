@@ -1,7 +1,7 @@
 """Whole runs: start one, go on with one, add a corpus to a finished one."""
 
-import json
-from collections.abc import Mapping
+import os
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -10,11 +10,24 @@ from continual.config import RunConfig, read_resolved
 from continual.setup import Material, make_model, prepare, read_parts
 from dsi.docid_report import format_report
 from dsi.errors import UserError
-from dsi.files import write_json
+from dsi.files import as_written, read_json, replace_atomically, reported, write_json
 
 
-def train(config: RunConfig, resume: bool = False, overwrite: bool = False) -> Path:
-    """Run every stage that is left; returns the run directory."""
+def train(
+    config: RunConfig,
+    resume: bool = False,
+    overwrite: bool = False,
+    accept: Sequence[str] = (),
+) -> Path:
+    """Run every stage that is left; returns the run directory.
+
+    ``accept``: what may differ from the run that is resumed: "world_size", "code".
+    """
+    with reported(config.folder):
+        return _train(config, resume, overwrite, accept)
+
+
+def _train(config: RunConfig, resume: bool, overwrite: bool, accept: Sequence[str]) -> Path:
     from continual.devices import make_accelerator
 
     folder, added = config.folder, []
@@ -22,6 +35,9 @@ def train(config: RunConfig, resume: bool = False, overwrite: bool = False) -> P
     if resume:
         config, added = _read_run(folder)
         material = prepare(config, folder / "tokenizer", added)
+        if os.path.exists(folder / "matrix.json"):
+            done = len(directory.read_matrix(folder / "matrix.json")["corpora"])
+            _check_docids(config, folder, material, done)
     else:
         material = prepare(config)
         if config.model.source != "scratch":
@@ -29,14 +45,19 @@ def train(config: RunConfig, resume: bool = False, overwrite: bool = False) -> P
         # asked of Accelerate, since not every launcher sets RANK
         if make_accelerator(config).is_main_process:
             directory.create(config, overwrite)
-    return _run(config, folder, material, added, resume)
+    return _run(config, folder, material, added, resume, accept)
 
 
-def add(folder: Path, corpus: str) -> Path:
+def add(folder: Path, corpus: str, accept: Sequence[str] = ()) -> Path:
     """Index one more corpus into a finished run, as its next stage."""
+    with reported(folder):
+        return _add(folder, corpus, accept)
+
+
+def _add(folder: Path, corpus: str, accept: Sequence[str]) -> Path:
     config, added = _read_run(folder)
     path = folder / "matrix.json"
-    before = json.loads(path.read_text("utf-8")) if path.exists() else {"corpora": []}
+    before = directory.read_matrix(path) if path.exists() else {"corpora": []}
     parts, _ = read_parts(config, added)
     if len(before["corpora"]) < len(parts):
         raise UserError(
@@ -46,19 +67,35 @@ def add(folder: Path, corpus: str) -> Path:
     entry: dict[str, Any] = {"corpus": _absolute(corpus)}
     added = [*added, entry]
     material = prepare(config, folder / "tokenizer", added)
+    _check_docids(config, folder, material, len(parts))
     entry["content_hash"] = material.stream.parts[-1].corpus.content_hash
     write_json(folder / "added.json", added)
-    return _run(config, folder, material, added, resume=True)
+    return _run(config, folder, material, added, True, accept)
 
 
-def _run(config: RunConfig, folder: Path, material: Material, added: list, resume: bool) -> Path:
+def _check_docids(config: RunConfig, folder: Path, material: Material, corpora: int) -> None:
+    from continual.assignment import Assignment
+
+    Assignment(config, material.stream, folder, True, lambda: None).check(corpora)
+
+
+def _run(
+    config: RunConfig,
+    folder: Path,
+    material: Material,
+    added: list,
+    resume: bool,
+    accept: Sequence[str],
+) -> Path:
     from continual.trainer import Trainer
 
-    trainer = Trainer(config, material, folder)
+    trainer = Trainer(config, material, folder, accept)
     if trainer.accelerator.is_main_process:
         for warning in material.warnings:
             trainer.accelerator.print(f"warning: {warning}")
-        material.tokenizer.save_pretrained(folder / "tokenizer")
+        if not (folder / "tokenizer" / "tokenizer.json").exists():
+            save: Any = material.tokenizer.save_pretrained
+            replace_atomically(folder / "tokenizer", save)
         device, world = str(trainer.accelerator.device), trainer.accelerator.num_processes
         directory.write_environment(folder, device, world)
         write_json(folder / "index.json", _index(config, added))
@@ -91,19 +128,26 @@ def _index(config: RunConfig, added: list[Mapping[str, Any]]) -> dict[str, Any]:
 
 def _absolute(value: Any) -> Any:
     """A path that exists as an absolute one, so that a run can be searched from anywhere."""
-    exists = isinstance(value, str) and Path(value).exists()
-    return str(Path(value).resolve()) if exists else value
+    if not isinstance(value, str) or not os.path.exists(value):
+        return value
+    path = str(Path(value).resolve())
+    if any("\udc80" <= character <= "\udcff" for character in path):
+        raise UserError(f"{path}: the path is not UTF-8, and the run has to note it; rename it")
+    return path
 
 
 def _read_run(folder: Path) -> tuple[RunConfig, list]:
-    if not (folder / "config.yaml").exists():
+    if not os.path.exists(folder / "config.yaml"):
         raise UserError(f"{folder}: no run here (config.yaml is missing); give a run directory")
     config = read_resolved(folder / "config.yaml")
     # a run that was moved is still the same run
     object.__setattr__(config, "output", str(folder.parent))
     object.__setattr__(config, "name", folder.name)
     path = folder / "added.json"
-    added = json.loads(path.read_text("utf-8")) if path.exists() else []
+    added = read_json(path, list) if path.exists() else []
+    for entry in added:
+        if not (isinstance(entry, dict) and isinstance(entry.get("corpus"), str | dict)):
+            raise UserError(f"{path}: an entry without its corpus; restore the file")
     return config, added
 
 
@@ -111,7 +155,7 @@ def _show(folder: Path) -> None:
     """Print the matrix and draw the figures."""
     from continual.report.figures import save_figures
 
-    matrix = json.loads((folder / "matrix.json").read_text("utf-8"))
+    matrix = directory.read_matrix(folder / "matrix.json")
     for metric in ("hits@10", "indexing_accuracy"):
         print(directory.format_matrix(matrix, metric), end="\n\n")
     paths = save_figures(matrix, folder / "figures")
@@ -124,10 +168,12 @@ def evaluate(folder: Path, stage: int | None = None, split: str = "test") -> lis
     """Recompute one row of the matrix from the stage's model; returns lines to print."""
     from continual.devices import make_accelerator
     from continual.evaluation import METRICS, Evaluator
-    from dsi.model import DSIModel
+    from dsi.index import check_fit
+    from dsi.model import load_model
 
     config, added = _read_run(folder)
-    done = sorted(int(p.name) for p in (folder / "stages").glob("[0-9]*") if (p / "model").is_dir())
+    found = [p for p in (folder / "stages").glob("[0-9]*") if p.name.isdecimal()]
+    done = sorted(int(p.name) for p in found if (p / "model").is_dir())
     if not done:
         raise UserError(f"{folder}: no stage is finished yet; dsi train --resume {folder} goes on")
     stage = done[-1] if stage is None else stage
@@ -137,9 +183,11 @@ def evaluate(folder: Path, stage: int | None = None, split: str = "test") -> lis
     stream, scheme = material.stream, config.docids.build()
     directory.read_docids(folder, stream, stage + 1, scheme)
     accelerator = make_accelerator(config)
-    model = DSIModel.from_pretrained(directory.stage_folder(folder, stage) / "model")
-    model.to(accelerator.device)
-    evaluator = Evaluator(config, stream, model, scheme.codes_NT, accelerator)
+    model = load_model(directory.stage_folder(folder, stage) / "model")
+    with as_written(folder / "docids"):
+        check_fit(model, material.tokenizer, None, scheme.codes_NT, stream.count(stage))
+        model.to(accelerator.device)
+        evaluator = Evaluator(config, stream, model, scheme.codes_NT, accelerator)
     queries = [stream.judged_queries(split, corpus) for corpus in range(stage + 1)]
     results, how = evaluator.evaluate(stage, queries, evaluator.documents_found(stage))
     lines = [f"stage {stage}, {split} queries" + "".join(f"{m:>20}" for m in METRICS)]
@@ -173,17 +221,24 @@ def report(folders: list[Path], out: Path | None = None) -> list[str]:
     folders = list(dict.fromkeys(folders))
     for folder in folders:
         path = folder / "matrix.json"
-        if not path.exists():
+        if not os.path.exists(path):
             raise UserError(f"{folder}: no finished stage here (matrix.json is missing)")
         name = folder.name if folder.name not in matrices else str(folder)
-        matrices[name] = json.loads(path.read_text("utf-8"))
+        matrices[name] = directory.read_matrix(path)
+    target = out or folders[0] / "figures"
+    try:
+        target.mkdir(parents=True, exist_ok=True)
+    except (OSError, ValueError) as error:
+        raise UserError(f"{target}: cannot be made ({error}); choose another --out") from error
     lines = []
     for folder, (name, matrix) in zip(folders, matrices.items(), strict=True):
         lines += [name, directory.format_matrix(matrix), ""]
         docids = folder / "docids" / "report.json"
         if docids.exists():
-            lines += ["docids:", format_report(json.loads(docids.read_text("utf-8"))), ""]
-        table = sharpness_table(folder, matrix)
+            with as_written(docids):
+                lines += ["docids:", format_report(read_json(docids)), ""]
+        with as_written(folder / "stages"):
+            table = sharpness_table(folder, matrix)
         lines += [*table, ""] if table else []
         target = out / name.replace("/", "_") if out else folder / "figures"
         lines += [f"figure: {path}" for path in save_figures(matrix, target)]

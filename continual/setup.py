@@ -1,12 +1,14 @@
 """From a configuration to what a run works on: corpora, tokenizer, stream, model."""
 
 import hashlib
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
 
 import numpy as np
+from pyarrow.compute import call_function
 from transformers import PreTrainedTokenizerFast
 
 from continual.config import RunConfig
@@ -18,6 +20,8 @@ from dsi.files import cache_folder, replace_atomically
 from dsi.model import DSIModel, from_checkpoint, from_scratch
 from dsi.seeding import derive
 from dsi.tokenization import load_tokenizer, train_tokenizer
+
+TOKENIZER_BYTES = 1 << 25  # of text that a tokenizer is trained on
 
 
 @dataclass(frozen=True)
@@ -122,17 +126,28 @@ def make_model(
 
 
 def _trained(config: RunConfig, first: Part) -> PreTrainedTokenizerFast:
-    """A tokenizer trained on D_0's documents and train queries alone, kept in the cache."""
+    """A tokenizer trained on D_0's documents and train queries alone, kept in the cache.
+
+    The trainer needs some 25 bytes per character, so of a large D_0 it reads every second document,
+    every third, and so on.
+    """
     data, size = config.data, config.tokenizer.vocabulary_size
     settings = f"unigram-2:{first.corpus.content_hash}:{data.title}:{data.lowercase}:{size}"
     rows = hashlib.sha256(np.ascontiguousarray(first.rows, "<i8").tobytes()).hexdigest()
+    lengths = call_function("binary_length", [first.corpus.documents["text"]]).to_numpy()
+    step = max(1, math.ceil(int(lengths[first.rows].sum()) / TOKENIZER_BYTES))
+    settings += f":every {step}" if step > 1 else ""
     key = hashlib.sha256(f"{settings}:{rows}".encode()).hexdigest()[:32]
     folder = cache_folder() / "tokenizers" / key
     if not (folder / "tokenizer.json").exists():
 
         def texts() -> Iterator[str]:
-            table = take(first.corpus.documents, first.rows)
-            yield from document_texts(table, title=data.title, lowercase=data.lowercase)
+            yield from document_texts(
+                first.corpus.documents,
+                title=data.title,
+                lowercase=data.lowercase,
+                rows=first.rows[::step],
+            )
             pairs = first.corpus.qrels["train"]
             of_d0 = np.unique(pairs[np.isin(pairs[:, 1], first.rows), 0])
             for text in take(first.corpus.queries, of_d0)["text"].to_pylist():

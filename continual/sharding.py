@@ -33,9 +33,11 @@ def shard(
     # T5's blocks return views of their position bias, which nothing changes in place
     warnings.filterwarnings("ignore", message=".*returned a view tensor")
     pieces = copy.deepcopy(model)
+    # false: gathered weights stay until the backward pass, as in ZeRO-2
+    again = parse_flag_from_env("FSDP_RESHARD_AFTER_FORWARD", True)
     for module in pieces.modules():
         if isinstance(module, T5Block):
-            fully_shard(module)
+            fully_shard(module, reshard_after_forward=again)
     fully_shard(pieces)
     theirs = make_optimizer(pieces, config)
     for whole, piece in _pairs(model, pieces):

@@ -26,7 +26,7 @@ DECODER = ("decoder.", "docids.", "lm_head.")
 @dataclass(frozen=True)
 class Update:
     """``loss``: summed over all ranks, divided by the targets, detached. ``taken``: False when a
-    gradient was not finite and nothing was changed (sharpness-aware updates only)."""
+    gradient was not finite and nothing was changed."""
 
     loss: Tensor
     taken: bool = True
@@ -60,12 +60,13 @@ def take_step(
     update: int = 0,
     rate: float = 1.0,
     spare: dict[Tensor, Tensor] | None = None,
+    careful: bool = False,
 ) -> Update:
     """Train on one batch.
 
     ``seed`` belongs to this update; ``update`` counts those of the stage; ``rate`` is the learning
     rate as a share of its peak; ``spare`` is memory for the weights that one update leaves to the
-    next.
+    next. ``careful``: an update that is not finite is not made (a sharp one never is).
     """
     passes = Passes(model, accelerator, codes_NT, seed, label_smoothing)
     optimizer.zero_grad(set_to_none=True)
@@ -88,10 +89,10 @@ def take_step(
         # so no synchronisation is due: every rank adds the same gradient
         penalty.backward()
     size = accelerator.clip_grad_norm_(raw.parameters(), clip) if clip > 0 else None
-    if found is not None:
+    if found is not None or careful:
         # the gradient is the same on every rank, so all of them come to the same decision
         if size is None:
-            size = norm([p.grad for p in found.weights if p.grad is not None])
+            size = norm([p.grad for p in raw.parameters() if p.grad is not None])
         if not bool(torch.isfinite(size)):
             optimizer.zero_grad(set_to_none=True)
             return Update(passes.reduce(loss), taken=False)

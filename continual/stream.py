@@ -14,7 +14,7 @@ from transformers import PreTrainedTokenizerFast
 
 from dsi.corpus import Corpus, document_texts
 from dsi.corpus_ids import take
-from dsi.tokenization import Tokens, cached_tokenize, tokenize
+from dsi.tokenization import LONGEST_QUERY, Tokens, cached_tokenize, tokenize
 from dsi.views import set_text
 
 
@@ -65,7 +65,7 @@ class Stream:
         self.offsets = np.concatenate([[0], np.cumsum(sizes)]).astype(np.int64)
         self.tokens = self._tokenize_documents("text")
         self.set_tokens = self._tokenize_documents("set") if with_set_view else None
-        self._numbers = [self._number_lookup(n) for n in range(len(self.parts))]
+        self._numbers = self._number_lookup()
 
     def __len__(self) -> int:
         return len(self.parts)
@@ -98,29 +98,26 @@ class Stream:
         DSI++ gives a method those of D_0 only; asking for a later corpus is asking the oracle.
         """
         texts, documents = self.train_pairs(corpus)
-        return tokenize(self.tokenizer, texts), documents
+        return tokenize(self.tokenizer, texts).heads(LONGEST_QUERY), documents
 
     def train_pairs(self, corpus: int) -> tuple[list[str], np.ndarray]:
         """The same as text."""
         part = self.parts[corpus]
-        pairs = part.corpus.qrels["train"]
-        numbers = self._numbers[corpus][pairs[:, 1]]
-        pairs, numbers = pairs[numbers >= 0], numbers[numbers >= 0]
+        pairs, numbers = self._judged("train", corpus)
         texts = take(part.corpus.queries, pairs[:, 0])["text"].to_pylist()
         return [self._clean(text) for text in texts], numbers
 
     def judged_queries(self, split: str, corpus: int) -> Judged:
         """The queries of a split that some document of D_corpus answers."""
         part = self.parts[corpus]
-        pairs = part.corpus.qrels[split]
-        numbers = self._numbers[corpus][pairs[:, 1]]
-        pairs, numbers = pairs[numbers >= 0], numbers[numbers >= 0]
+        pairs, numbers = self._judged(split, corpus)
         order = np.argsort(pairs[:, 0], kind="stable")
         rows, starts = np.unique(pairs[order, 0], return_index=True)
         gold = np.split(numbers[order], starts[1:]) if len(rows) else []
         table = take(part.corpus.queries, rows)
         texts = [self._clean(text) for text in table["text"].to_pylist()]
-        return Judged(table["id"].to_pylist(), texts, tokenize(self.tokenizer, texts), gold)
+        tokens = tokenize(self.tokenizer, texts).heads(LONGEST_QUERY)
+        return Judged(table["id"].to_pylist(), texts, tokens, gold)
 
     def fingerprint(self, corpora: int | None = None) -> str:
         """A hash of which documents arrive when (first ``corpora`` of them)."""
@@ -137,7 +134,7 @@ class Stream:
     def _tokenize_documents(self, kind: str) -> Tokens:
         # once per source corpus and cached there; the stream then takes its rows
         by_corpus: dict[str, Tokens] = {}
-        taken = []
+        taken: list[tuple[Tokens, np.ndarray]] = []
         for part in self.parts:
             key = part.corpus.content_hash
             if key not in by_corpus:
@@ -147,15 +144,29 @@ class Stream:
                 texts = map(set_text, texts) if kind == "set" else texts
                 content = f"{key}:{kind}:title={self.title}:lowercase={self.lowercase}"
                 by_corpus[key] = cached_tokenize(self.tokenizer, texts, content, self.cache)
-            taken.append(by_corpus[key].take(part.rows))
-        return Tokens.concatenate(taken)
+            taken.append((by_corpus[key], part.rows))
+        if len(by_corpus) == 1:
+            tokens, rows = taken[0][0], np.concatenate([rows for _, rows in taken])
+            if np.array_equal(rows, np.arange(len(tokens))):
+                return tokens  # mapped: nothing is copied
+        return Tokens.chosen(taken)
 
-    def _number_lookup(self, corpus: int) -> np.ndarray:
-        part = self.parts[corpus]
-        numbers = np.full(part.corpus.documents.num_rows, -1, np.int64)
-        start = self.offsets[corpus]
-        numbers[part.rows] = np.arange(start, start + len(part.rows))
-        return numbers
+    def _number_lookup(self) -> dict[int, np.ndarray]:
+        """Row -> document number by table, -1 for rows in no corpus: one however many corpora."""
+        found: dict[int, np.ndarray] = {}
+        for part, start in zip(self.parts, self.offsets.tolist(), strict=False):
+            rows = part.corpus.documents.num_rows
+            numbers = found.setdefault(id(part.corpus), np.full(rows, -1, np.int64))
+            numbers[part.rows] = np.arange(start, start + len(part.rows))
+        return found
+
+    def _judged(self, split: str, corpus: int) -> tuple[np.ndarray, np.ndarray]:
+        """Judgements (query row, document row) on documents of D_corpus, and their numbers."""
+        source = self.parts[corpus].corpus
+        pairs = source.qrels[split]
+        numbers = self._numbers[id(source)][pairs[:, 1]]
+        inside = (numbers >= self.offsets[corpus]) & (numbers < self.offsets[corpus + 1])
+        return pairs[inside], numbers[inside]
 
     def _column(self, name: str, start: int, stop: int) -> list[str]:
         values: list[str] = []

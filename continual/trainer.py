@@ -7,11 +7,10 @@ Everything random is a function of (seed, purpose, stage, update), so the state 
 weights, its optimizer's moments and a few counters.
 """
 
-import json
 import math
 import sys
 import time
-from dataclasses import dataclass, field
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, cast
 
@@ -28,6 +27,8 @@ from continual.context import StageContext, true_queries
 from continual.devices import make_accelerator
 from continual.evaluation import METRICS, Evaluator
 from continual.flatness import measure_stage
+from continual.inspection import keep_batch, refuse
+from continual.interruption import Interrupted, Signals
 from continual.mixture import prompt_ids, stage_sources
 from continual.optimization import (
     learning_rate,
@@ -41,37 +42,30 @@ from continual.setup import Material, make_model
 from continual.sharding import gather, is_sharded, shard
 from continual.steps import take_step
 from continual.tracking import Tracker
-from dsi.batching import batches_from
+from continual.train_state import TrainState, from_checkpoint, to_checkpoint
+from dsi.batching import Batch, batches_from
 from dsi.embeddings import ModelEmbedder
 from dsi.errors import UserError
-from dsi.files import write_json
-from dsi.model import DSIConfig, DSIModel
+from dsi.files import replace_atomically, write_json
+from dsi.model import DSIModel
 from dsi.seeding import derive
-
-
-@dataclass
-class TrainState:
-    """What a checkpoint holds, live."""
-
-    model: DSIModel
-    optimizer: torch.optim.Optimizer
-    stage: int = 0
-    update: int = 0
-    finished: bool = False
-    num_updates: list[int] = field(default_factory=list)
-    rows: list[dict[str, list[float | None]] | None] = field(default_factory=list)
-    previous: dict[str, torch.Tensor] = field(default_factory=dict)
-    recent: list[torch.Tensor] = field(default_factory=list)  # losses since the last training line
-    skipped: int = 0  # updates of the stage that were not finite
 
 
 class Trainer:
     """One run over the stages of a stream."""
 
-    def __init__(self, config: RunConfig, material: Material, folder: Path):
+    def __init__(
+        self,
+        config: RunConfig,
+        material: Material,
+        folder: Path,
+        accept: Sequence[str] = (),
+    ):
+        self.accept = accept
         self.config, self.folder = config, folder
         self.stream, self.tokenizer = material.stream, material.tokenizer
         self.accelerator = make_accelerator(config)
+        self.signals = Signals(self.accelerator)
         self.pad = cast(int, self.tokenizer.pad_token_id or 0)
         self.replay = config.replay.build()
         self.regularizer = config.regularizer.build()
@@ -98,18 +92,22 @@ class Trainer:
         """Train and evaluate every stage that is not finished yet."""
         config, stream = self.config, self.stream
         last = len(stream) - 1
-        found = checkpoints.load_latest(self.folder / "checkpoints") if resume else None
+        found = None
+        if resume:
+            warn = self.accelerator.print
+            found = checkpoints.load_latest(self.folder / "checkpoints", warn)
         state = self._restore(found) if found else self._start()
         self.tracker = Tracker(
             self.folder, config, self.accelerator, found.values["metrics_size"] if found else 0
         )
         start = state.stage + 1 if state.finished else state.stage
         try:
-            for stage in range(start, len(stream)):
-                if config.training.stages == "last" and stage < last:
-                    self._skip(state, stage)
-                    continue
-                self._stage(state, stage)
+            with self.signals.handled():
+                for stage in range(start, len(stream)):
+                    if config.training.stages == "last" and stage < last:
+                        self._skip(state, stage)
+                        continue
+                    self._stage(state, stage)
         finally:
             self.tracker.close()
         self.accelerator.wait_for_everyone()
@@ -147,9 +145,11 @@ class Trainer:
         sources = stage_sources(config, stream, stage, pools, ratio, self.tokenizer)
         ready = time.monotonic()
         if not self.docids.corpora:  # D_0: the scheme asks the model's own encoder
-            self._train(state, stage, sources, budget, self.docids.warmup)
+            with self.signals.noted():
+                self._train(state, stage, sources, budget, self.docids.warmup)
             self._leave_atomic(state)
-        self._train(state, stage, sources, budget, budget)
+        with self.signals.noted():
+            self._train(state, stage, sources, budget, budget)
         trained = time.monotonic()
         self._merge(state, stage)
         self._evaluate(state, stage)
@@ -177,6 +177,17 @@ class Trainer:
             model = accelerator.prepare_model(state.model)
         model.train()
 
+        def check() -> None:
+            """Plain updates wait for the device here alone: was every loss finite?"""
+            losses = torch.stack(state.recent).tolist() if state.recent else []
+            for i, value in enumerate(losses):
+                if not math.isfinite(value):
+                    bad = state.update - len(losses) + i
+                    again = batches_from(
+                        sources, bad, bad + 1, training.window, training.batch_size, seed, self.pad
+                    )
+                    raise self._not_finite(next(iter(again)), value, stage, bad)
+
         def whole() -> None:
             """What is evaluated and saved is up to date in ``state``."""
             if sharded:
@@ -195,58 +206,73 @@ class Trainer:
             disable=not accelerator.is_main_process,
             mininterval=1.0,
         )
-        for batch in batches:
-            rate = learning_rate(training, stage, state.update, budget)
-            for group in optimizer.param_groups:
-                group["lr"] = rate * group.get("scale", 1.0)
-            made = take_step(
-                model,
-                optimizer,
-                batch,
-                codes_NT,
-                accelerator,
-                micro_batches=training.accumulation,
-                seed=derive(config.seed, "dropout", stage, state.update),
-                clip=training.clip,
-                label_smoothing=training.label_smoothing,
-                regularizer=self.regularizer,
-                sharpness=self.sharpness,
-                sharp=sharp,
-                update=state.update,
-                rate=rate / peak,
-                spare=self.spare,
-            )
-            if made.taken:
-                state.recent.append(made.loss)
-            else:
-                state.skipped += 1
-            state.update += 1
-            bar.update()
-            if state.update % config.tracking.log_every == 0 or state.update == budget:
-                # plain updates wait for the device only here
-                value = float(torch.stack(state.recent).mean()) if state.recent else math.nan
-                state.recent.clear()
-                if not math.isfinite(value):
-                    raise UserError(
-                        f"training.learning_rate: the loss is {value} at update {state.update} of "
-                        f"stage {stage}; lower the rate, or set training.clip: 1"
-                    )
-                skipped = {"skipped_updates": state.skipped} if sharp else {}
-                line = {"stage": stage, "update": state.update, "loss": value, **skipped}
-                self.tracker.log({**line, "learning_rate": rate}, self.total(state))
-                bar.set_postfix(loss=f"{value:.3f}", refresh=False)
-            every = config.evaluation.events_every
-            if every and state.update % every == 0 and state.update < budget:
-                whole()
-                self._look(state, stage, self._evaluator(state, stage))
-            every = config.checkpoint.every
-            if every and state.update % every == 0 and state.update < budget:
-                whole()
-                self._save(state)
-        bar.close()
+        careful = sharp or training.nonfinite == "skip"
+        with bar:
+            for batch in batches:
+                rate = learning_rate(training, stage, state.update, budget)
+                for group in optimizer.param_groups:
+                    group["lr"] = rate * group.get("scale", 1.0)
+                made = take_step(
+                    model,
+                    optimizer,
+                    batch,
+                    codes_NT,
+                    accelerator,
+                    micro_batches=training.accumulation,
+                    seed=derive(config.seed, "dropout", stage, state.update),
+                    clip=training.clip,
+                    label_smoothing=training.label_smoothing,
+                    regularizer=self.regularizer,
+                    sharpness=self.sharpness,
+                    sharp=sharp,
+                    update=state.update,
+                    rate=rate / peak,
+                    spare=self.spare,
+                    careful=careful,
+                )
+                if made.taken:
+                    state.recent.append(made.loss)
+                elif training.nonfinite == "stop":
+                    raise self._not_finite(batch, float(made.loss), stage, state.update)
+                else:
+                    state.skipped += 1
+                state.update += 1
+                bar.update()
+                if state.update % config.tracking.log_every == 0 or state.update == budget:
+                    check()
+                    if not state.recent:
+                        raise UserError(
+                            f"training.nonfinite: not one of the last updates was finite (update "
+                            f"{state.update} of stage {stage}); lower training.learning_rate"
+                        )
+                    value = float(torch.stack(state.recent).mean())
+                    state.recent.clear()
+                    skipped = {"skipped_updates": state.skipped} if careful else {}
+                    line = {"stage": stage, "update": state.update, "loss": value, **skipped}
+                    self.tracker.log({**line, "learning_rate": rate}, self.total(state))
+                    bar.set_postfix(loss=f"{value:.3f}", refresh=False)
+                every = config.evaluation.events_every
+                if every and state.update % every == 0 and state.update < budget:
+                    whole()
+                    self._look(state, stage, self._evaluator(state, stage))
+                every, signum = config.checkpoint.every, self.signals.pending(state.update)
+                if signum or (every and state.update % every == 0 and state.update < budget):
+                    check()
+                    whole()
+                    self._save(state)
+                if signum:
+                    accelerator.wait_for_everyone()
+                    raise Interrupted(signum, f"at update {state.update} of stage {stage}")
         whole()
         if not sharded:
             state.model = accelerator.unwrap_model(model, keep_fp32_wrapper=False)
+
+    def _not_finite(self, batch: Batch, value: float, stage: int, update: int) -> UserError:
+        place = self.folder / "nonfinite"
+        if self.accelerator.is_main_process:
+            ids = self.stream.document_ids(0, self.stream.count(stage))
+            keep_batch(self.folder, batch, self.tokenizer, ids, stage, update)
+        return refuse(value, stage, update, place)
 
     def _evaluate(self, state: TrainState, stage: int) -> None:
         config, accelerator = self.config, self.accelerator
@@ -284,7 +310,7 @@ class Trainer:
             if flat is not None:
                 write_json(target / "sharpness.json", flat)
             write_json(target / "decoding.json", {"docids": config.docids.name, **how})
-            state.model.save_pretrained(target / "model")
+            replace_atomically(target / "model", state.model.save_pretrained)
             if evaluator.ranker.trie is not None:
                 evaluator.ranker.trie.save(target / "trie")
             ids = self.stream.document_ids(0, self.stream.count(stage))
@@ -417,67 +443,38 @@ class Trainer:
         events = self.events.state_dict()
         plain = {k: v.tolist() if isinstance(v, np.ndarray) else v for k, v in events.items()}
         values = {
-            "rows": state.rows,
-            "num_updates": state.num_updates,
             "events": plain,
             "metrics_size": self.tracker.size(),
             "timing": self.timing,
             "stream": self.stream.fingerprint(state.stage + 1),
-            "recent": [float(loss) for loss in state.recent],
-            "skipped": state.skipped,
-            "model": json.loads(state.model.config.to_json_string(use_diff=False)),
+            "made_by": directory.made_by(self.accelerator.num_processes),
         }
-        tensors = {
-            "model": dict(state.model.state_dict()),
-            "optimizer": named_state(state.optimizer, state.model),
+        components = {
             "regularizer": self.regularizer.state_dict(),
             "sharpness": self.sharpness.state_dict(),
-            "previous": state.previous,
         }
-        tensors["model"].pop("decoder.embed_tokens.weight", None)  # the encoder's, tied
         checkpoints.save(
             self.folder / "checkpoints",
-            Checkpoint(state.stage, state.update, state.finished, tensors, values),
+            to_checkpoint(state, components, values),
             self.config.checkpoint.keep,
         )
 
     def _restore(self, found: Checkpoint) -> TrainState:
-        config, values = self.config, found.values
-        stage = found.stage
+        values, stage, device = found.values, found.stage, self.accelerator.device
+        directory.require_same_maker(
+            self.folder, values["made_by"], self.accelerator.num_processes, self.accept
+        )
         if values["stream"] != self.stream.fingerprint(stage + 1):
             raise UserError(
                 f"{self.folder}: the corpora differ from those the run was trained on; restore "
                 "them, or start a new run"
             )
-        # from its configuration: a run that began with a pretrained checkpoint needs it no more
-        model = DSIModel(DSIConfig.from_dict(values["model"]))
-        weights = found.tensors["model"]
-        weights["decoder.embed_tokens.weight"] = weights["encoder.embed_tokens.weight"]
-        model.load_state_dict(weights)
-        model.to(self.accelerator.device)
-        self.parameters.select(model, stage)
-        optimizer = make_optimizer(model, config.training)
-        restore_state(optimizer, model, found.tensors["optimizer"])
-        device = self.accelerator.device
-        held = {
-            group: {name: value.to(device) for name, value in found.tensors[group].items()}
-            for group in ("regularizer", "sharpness", "previous")
-        }
-        self.regularizer.load_state_dict(held["regularizer"])
-        self.sharpness.load_state_dict(held["sharpness"])
+        for component, name in ((self.regularizer, "regularizer"), (self.sharpness, "sharpness")):
+            held = {key: value.to(device) for key, value in found.tensors[name].items()}
+            component.load_state_dict(held)
         if stage or found.finished or found.update > self.docids.warmup or not self.docids.warmup:
             self.docids.read(stage + 1)
         self.events.load_state_dict(values["events"])
         self.timing = values["timing"]
-        return TrainState(
-            model,
-            optimizer,
-            stage,
-            found.update,
-            found.finished,
-            list(values["num_updates"]),
-            list(values["rows"]),
-            held["previous"],
-            [torch.tensor(loss, device=device) for loss in values["recent"]],
-            values["skipped"],
-        )
+        select = lambda model: self.parameters.select(model, stage)  # noqa: E731
+        return from_checkpoint(found, self.config.training, device, select)

@@ -101,6 +101,8 @@ def _source(source: str | Path | Mapping[str, Any]) -> Source:
         return dataset_source(source) if "dataset" in source else jsonl_source(source)
     if not isinstance(source, str | Path):
         raise UserError(f"corpus: {show(source)} is neither a folder nor a mapping; write one")
+    if source == "":
+        raise UserError("corpus: an empty name; give a folder, or 'encyclopedia'")
     if source == "encyclopedia":
         return beir_source(Path(str(importlib.resources.files("dsi"))) / "encyclopedia")
     return beir_source(Path(source))
@@ -168,7 +170,7 @@ def check_stream(corpus: Corpus, stream: Sequence[np.ndarray]) -> list[str]:
 def _stream_path(corpus: Corpus, stream: str | Path) -> Path:
     is_path = isinstance(stream, Path) or stream.endswith(".json") or "/" in stream
     if is_path or "\\" in str(stream):
-        if not Path(stream).is_file():
+        if not os.path.isfile(stream):
             raise problem(stream, None, 'no such file; give JSON {"D0": [document ids], ...}')
         return Path(stream)
     if corpus.folder is None:
@@ -176,7 +178,7 @@ def _stream_path(corpus: Corpus, stream: str | Path) -> Path:
         raise problem(f"stream {show(stream)}", None, text)
     folder = corpus.folder / "streams"
     path = folder / f"{stream}.json"
-    if not path.is_file():
+    if not os.path.isfile(path):
         known = sorted(entry.stem for entry in folder.glob("*.json"))
         text = f"no such stream; there are: {', '.join(known) or 'none'}"
         raise problem(path, None, text + did_you_mean(str(stream), known))
@@ -231,6 +233,9 @@ def write_corpus(
     for split in qrels:
         if split not in SPLITS:
             raise problem(folder, None, f"split {show(split)}; choose of {', '.join(SPLITS)}")
+    for name in streams or {}:
+        if not name or name.startswith(".") or set(name) & set("/\\\0"):
+            raise problem(folder, None, f"stream {show(name)}; give it a plain file name")
     (folder / "qrels").mkdir(parents=True, exist_ok=True)
     unfinished = folder / ".corpus.jsonl.tmp"
     entries = checked_documents(documents, corpus)

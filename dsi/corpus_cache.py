@@ -33,7 +33,7 @@ from dsi.corpus_sources import Source
 from dsi.errors import UserError
 from dsi.files import replace_atomically, write_json
 
-SCHEMA = 1
+SCHEMA = 2
 """Part of the key: raise it when what is stored, checked or hashed changes."""
 BATCH_ROWS = 4096
 BATCH_CHARACTERS = 1 << 24
@@ -96,7 +96,8 @@ def cached_tables(source: Source, deduplicate: str, cache: Path) -> Tables:
 def _cache_key(source: Source, deduplicate: str) -> str:
     parts = [str(SCHEMA), deduplicate, *source.options]
     for name, path in source.files.items():
-        parts += [name, _checksum(path)]
+        # the same bytes are a corpus in one file, and a mistake in another that claims to be gz
+        parts += [name, str(path.suffix == ".gz"), _checksum(path)]
     return hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:32]
 
 
@@ -255,7 +256,7 @@ def _resolve(
 ) -> pa.RecordBatch:
     """Judgements as rows; an unknown id is an error. ``row_of``: see :func:`_deduplicate`."""
     query_rows, document_rows = IdRows(queries["id"]), IdRows(documents["id"])
-    parts = [np.empty((0, 3), np.int64)]
+    parts, irrelevant = [np.empty((0, 3), np.int64)], [np.empty((0, 3), np.int64)]
     judgements = source.judgements(scratch)
     while batch := list(islice(judgements, 65_536)):
         query = query_rows.rows([judgement.query for judgement in batch])
@@ -264,10 +265,37 @@ def _resolve(
             raise _unknown(source, batch[i], "query" if query[i] < 0 else "document")
         split = [SPLITS.index(judgement.split) for judgement in batch]
         positive = np.array([judgement.score > 0 for judgement in batch])
-        parts.append(np.column_stack([split, query, row_of[document]])[positive])
-    unique = np.unique(np.concatenate(parts), axis=0)
+        parts.append(np.column_stack([split, query, document])[positive])
+        irrelevant.append(np.column_stack([split, query, document])[~positive])
+    relevant = np.concatenate(parts)
+    # copies of a text may be judged differently, one document may not
+    _check_agreement(source, scratch, relevant, np.concatenate(irrelevant), queries, documents)
+    relevant[:, 2] = row_of[relevant[:, 2]]
+    unique = np.unique(relevant, axis=0)
     columns = [pa.array(unique[:, 0].astype(np.int8)), *map(pa.array, unique[:, 1:].T)]
     return pa.record_batch(columns, schema=JUDGEMENTS)
+
+
+def _check_agreement(
+    source: Source,
+    scratch: Path,
+    relevant: np.ndarray,
+    irrelevant: np.ndarray,
+    queries: pa.Table,
+    documents: pa.Table,
+) -> None:
+    """No pair (split, query row, document row) may be in both; both are int64 (M, 3)."""
+    if not len(irrelevant):
+        return
+    both = np.concatenate([np.unique(relevant, axis=0), np.unique(irrelevant, axis=0)])
+    pairs, counts = np.unique(both, axis=0, return_counts=True)
+    for split, query, document in pairs[counts > 1][:1].tolist():
+        wanted = SPLITS[split], queries["id"][query].as_py(), documents["id"][document].as_py()
+        found = [j for j in source.judgements(scratch) if (j.split, j.query, j.document) == wanted]
+        other = next(j for j in found if (j.score > 0) != (found[0].score > 0))
+        text = f"query {show(wanted[1])} and document {show(wanted[2])} have the score {other.score}"
+        text += f" here and {found[0].score} on line {found[0].line}"
+        raise problem(other.label, other.line, f"{text}; keep one of the two judgements")
 
 
 def _unknown(source: Source, judgement: Judgement, what: str) -> UserError:

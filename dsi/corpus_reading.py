@@ -6,7 +6,9 @@ A label is what an error calls a file (its path) or a dataset; lines count from 
 import difflib
 import gzip
 import json
+import os
 import re
+import unicodedata
 import zlib
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
@@ -16,6 +18,8 @@ from dsi.errors import UserError
 
 SPLITS = ("train", "dev", "test")
 HEADER = ["query-id", "corpus-id", "score"]
+FIELDS = ('"_id"', '"title"', '"text"')
+LONGEST_ID = 4096  # characters
 
 
 class Judgement(NamedTuple):
@@ -50,9 +54,11 @@ def did_you_mean(word: str, known: Iterable[str]) -> str:
 def find_file(path: Path) -> Path | None:
     """``path`` or ``path.gz``, whichever exists; both at once are an error."""
     compressed = path.with_name(path.name + ".gz")
-    if path.is_file() and compressed.is_file():
+    # of os.path, which says no where pathlib raises: names that are too long
+    plain, packed = os.path.isfile(path), os.path.isfile(compressed)
+    if plain and packed:
         raise problem(path, None, f"stands beside {compressed.name}; remove one of the two")
-    return path if path.is_file() else compressed if compressed.is_file() else None
+    return path if plain else compressed if packed else None
 
 
 def lines(path: Path) -> Iterator[str]:
@@ -90,7 +96,9 @@ def json_rows(path: Path) -> Iterator[dict[str, Any]]:
     """The JSON objects of a JSONL file."""
     for number, line in enumerate(lines(path), start=1):
         try:
-            row = json.loads(line)
+            # looking for repeated keys in every object would make reading twice as slow
+            is_suspect = any(line.count(name) > 1 for name in FIELDS)
+            row = json.loads(line, object_pairs_hook=_Row) if is_suspect else json.loads(line)
         except json.JSONDecodeError as error:
             text = f"broken JSON ({error.msg} at column {error.colno})"
             raise problem(path, number, f"{text}; write one JSON object per line") from None
@@ -99,7 +107,19 @@ def json_rows(path: Path) -> Iterator[dict[str, Any]]:
         if not isinstance(row, dict):
             text = f"{_kind(row)}, not a JSON object; write one object {{...}} per line"
             raise problem(path, number, text)
+        if isinstance(row, _Row) and row.repeated:
+            text = f"field {show(row.repeated[0])} is there twice; keep one of the two"
+            raise problem(path, number, text)
         yield row
+
+
+class _Row(dict):
+    """A JSON object that knows which of its keys were written more than once."""
+
+    def __init__(self, pairs: list[tuple[str, Any]]):
+        super().__init__(pairs)
+        names = [name for name, _ in pairs]
+        self.repeated = [name for name in self if names.count(name) > 1]
 
 
 def checked_documents(
@@ -213,6 +233,11 @@ def _id(row: Mapping[str, Any], label: object, line: int) -> str:
     if value.split() != [value]:
         what = "contains whitespace" if value else "is empty"
         text = f'"_id" {show(value)} {what}, which qrels and run files cannot hold; rename it'
+        raise problem(label, line, text)
+    if not value.isprintable() and any(unicodedata.category(c) == "Cc" for c in value):
+        raise problem(label, line, f'"_id" {show(value)} has a control character; rename it')
+    if len(value) > LONGEST_ID:
+        text = f'"_id" {show(value)} has {len(value)} characters; make it shorter ({LONGEST_ID})'
         raise problem(label, line, text)
     return value
 

@@ -5,6 +5,7 @@ them. Nothing is read when a source is made, except that a dataset of the Huggin
 fetched.
 """
 
+import os
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -49,9 +50,9 @@ class Source:
 
 def beir_source(folder: Path) -> Source:
     """A folder in BEIR layout; queries and any of the splits may be absent."""
-    if not folder.is_dir():
+    if not os.path.isdir(folder):
         text = "is a file; for JSONL files give {documents: FILE, queries: FILE}"
-        if not folder.exists():
+        if not os.path.exists(folder):
             text = f"no such folder; give a folder with {LAYOUT}, or 'encyclopedia'"
         raise problem(folder, None, text)
     corpus = find_file(folder / "corpus.jsonl")
@@ -92,7 +93,7 @@ def jsonl_source(mapping: Mapping[str, Any]) -> Source:
     documents = Path(mapping["documents"])
     queries = Path(mapping["queries"]) if "queries" in mapping else None
     for key, path in (("documents", documents), ("queries", queries)):
-        if path is not None and not path.is_file():
+        if path is not None and not os.path.isfile(path):
             text = f"no such file; corpus.{key} must name a JSONL file (plain or .gz)"
             raise problem(path, None, text)
     return Source(

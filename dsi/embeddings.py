@@ -22,7 +22,7 @@ from transformers import PreTrainedTokenizerFast
 from dsi.batching import gather, padded
 from dsi.errors import UserError
 from dsi.files import replace_atomically, write_json
-from dsi.model import DocidHead, DSIModel
+from dsi.model import DocidHead, DSIModel, load_model
 from dsi.seeding import derive
 from dsi.tokenization import Tokens, batches, load_tokenizer, tokenize
 
@@ -254,7 +254,7 @@ class ModelEmbedder:
     @classmethod
     def load(cls, folder: Path, how: dict[str, Any]) -> "ModelEmbedder":
         """The inverse of :meth:`save`, on the CPU and in evaluation mode."""
-        model = DSIModel.from_pretrained(folder / "model")
+        model = load_model(folder / "model")
         tokenizer = load_tokenizer(folder / "tokenizer")
         prompt_ids = np.array(how["prompt_ids"], np.int32)
         return cls(model, tokenizer, how["length"], prompt_ids, how["lowercase"])

@@ -6,3 +6,11 @@ class UserError(ValueError):
 
     The message is one line that names the file, key or line and says how to fix it.
     """
+
+
+def printable(text: str) -> str:
+    """The text on one line, with escapes for what a terminal would obey or cannot show."""
+    line = " ".join(text.split())
+    if line.isprintable():
+        return line
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in line)

@@ -1,13 +1,30 @@
 """Files that are either whole or not there: temporary name, flush, rename."""
 
+import errno
 import json
 import os
+import re
 import shutil
 import tempfile
-from collections.abc import Callable
-from contextlib import suppress
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
+
+from safetensors import SafetensorError
+
+from dsi.errors import UserError
+
+NOT_WRITABLE = (
+    errno.ENOSPC,
+    errno.EDQUOT,
+    errno.EFBIG,
+    errno.EROFS,
+    errno.EACCES,
+    errno.EPERM,
+    errno.EIO,
+)
+_REMEDY = "make room or give write access, then go on with --resume: what was kept is whole"
 
 
 def cache_folder() -> Path:
@@ -66,6 +83,52 @@ def write_bytes(path: Path, content: bytes) -> None:
 def write_json(path: Path, value: Any) -> None:
     """Replace ``path`` by ``value`` as JSON; NaN is refused, since it is not JSON."""
     write_text(path, json.dumps(value, indent=1, ensure_ascii=False, allow_nan=False) + "\n")
+
+
+def read_json(path: Path, kind: type = dict) -> Any:
+    """The JSON object (or another ``kind``) in a file; UserError that names the file otherwise."""
+    try:
+        value = json.loads(path.read_text("utf-8"))
+    except OSError as error:
+        why = error.strerror or error
+        raise UserError(f"{path}: cannot be read ({why}); restore the file") from error
+    except (ValueError, RecursionError) as error:
+        raise UserError(f"{path}: broken JSON ({error}); restore the file") from error
+    if not isinstance(value, kind):
+        what = {dict: "an object", list: "a list"}.get(kind, kind.__name__)
+        raise UserError(f"{path}: {what} is expected; restore the file")
+    return value
+
+
+@contextmanager
+def as_written(path: Path) -> Iterator[None]:
+    """Turns what goes wrong with a file that is not what was written into one line."""
+    try:
+        yield
+    except UserError:
+        raise
+    except (ValueError, LookupError, TypeError, AttributeError, ArithmeticError) as error:
+        what = " ".join(f"{type(error).__name__}: {error}".split())[:200]
+        raise UserError(f"{path}: not what was written ({what}); restore the file") from error
+
+
+@contextmanager
+def reported(folder: Path) -> Iterator[None]:
+    """Turns a full disk, a missing permission and the like into one line."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in NOT_WRITABLE:
+            raise
+        where, why = error.filename or folder, os.strerror(error.errno)
+        raise UserError(f"{where}: {why.lower()}; {_REMEDY}") from error
+    except SafetensorError as error:
+        # a Rust library: its error has the number in its text alone
+        found = re.search(r"(?:os error|code:) (\d+)", str(error))
+        if found is None or int(found[1]) not in NOT_WRITABLE:
+            raise
+        why = os.strerror(int(found[1])).lower()
+        raise UserError(f"{folder}: {why}; {_REMEDY}") from error
 
 
 def _flush(path: Path) -> None:

@@ -1,7 +1,8 @@
 """SearchIndex: what an application imports to ask a trained run."""
 
 import copy
-import json
+import math
+import os
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,16 +10,16 @@ from typing import Any, cast
 
 import numpy as np
 import torch
-from transformers import PreTrainedTokenizerFast
 
 from dsi.batching import gather, padded
 from dsi.corpus import read_corpus
 from dsi.corpus_ids import id_rows, take
-from dsi.docids import codes_from_text
+from dsi.docids import codes_from_text, read_docids
 from dsi.errors import UserError
-from dsi.model import DSIModel
+from dsi.files import as_written, read_json
+from dsi.model import DSIModel, load_model
 from dsi.ranking import Ranker
-from dsi.tokenization import load_tokenizer, tokenize
+from dsi.tokenization import LONGEST_QUERY, load_tokenizer, tokenize
 from dsi.trie import Trie
 
 SCHEMA = 1
@@ -50,7 +51,7 @@ class SearchIndex:
     def __init__(
         self,
         ranker: Ranker,
-        tokenizer: PreTrainedTokenizerFast,
+        tokenizer: "PreTrainedTokenizerFast",
         document_ids: list[str],
         sizes: Sequence[int],
         corpora: list,
@@ -73,40 +74,34 @@ class SearchIndex:
         """Open a run directory at a stage (default: the last finished one)."""
         run = Path(run)
         path = run / "index.json"
-        if not path.exists():
+        if not os.path.exists(path):
             raise UserError(f"{run}: no run here (index.json is missing); give a run directory")
-        try:
-            how = json.loads(path.read_text("utf-8"))
-        except ValueError as error:
-            raise UserError(f"{path}: broken JSON ({error}); restore the file") from error
-        if how.get("schema") != SCHEMA:
-            raise UserError(f"{path}: schema {how.get('schema')!r}, this version reads {SCHEMA}")
+        how = _read_how(path)
         found = sorted(p for p in (run / "stages").glob("[0-9]*") if (p / "model").is_dir())
-        stages = {int(p.name): p for p in found}
+        stages = {int(p.name): p for p in found if p.name.isdecimal()}
         if not stages:
             raise UserError(f"{run}: no stage is finished yet; go on with dsi train --resume {run}")
         wanted = max(stages) if stage is None else stage
         if wanted not in stages:
             raise UserError(f"{run}: no stage {wanted}; there are {sorted(stages)}")
-        pairs: list[list[str]] = []
+        ids: list[str] = []
+        docids: list[str] = []
         sizes: list[int] = []
+        model = load_model(stages[wanted] / "model")
+        for n in range(wanted + 1):
+            more = read_docids(run / "docids" / f"D{n}.tsv")
+            ids, docids = ids + more[0], docids + more[1]
+            sizes.append(len(more[0]))
         trie = None
-        try:
-            model = DSIModel.from_pretrained(stages[wanted] / "model")
-            for n in range(wanted + 1):
-                lines = (run / "docids" / f"D{n}.tsv").read_text("utf-8").split("\n")
-                pairs += [line.split("\t") for line in lines if line]
-                sizes.append(len(pairs) - sum(sizes))
-            if (stages[wanted] / "trie").is_dir():
-                trie = Trie.load(stages[wanted] / "trie")
-        except OSError as error:
-            what = " ".join(str(error).split())
-            raise UserError(f"{run}: incomplete ({what}); copy the whole run directory") from error
+        if (stages[wanted] / "trie").is_dir():
+            trie = Trie.load(stages[wanted] / "trie")
         tokenizer = load_tokenizer(run / "tokenizer")
         corpora = [read_corpus(c, deduplicate=how["deduplicate"]) for c in how["corpora"]]
-        codes_NT = codes_from_text([pair[1] for pair in pairs]) if trie is None else None
-        ranker = Ranker(model, codes_NT, trie, how.get("beams", 10), how.get("length_penalty", 0.0))
-        ids = [pair[0] for pair in pairs]
+        with as_written(run / "docids"):
+            codes_NT = codes_from_text(docids if trie is None else [])
+            check_fit(model, tokenizer, trie, codes_NT, len(ids))
+            beams, penalty = how.get("beams", 10), how.get("length_penalty", 0.0)
+            ranker = Ranker(model, codes_NT, trie, beams, penalty)
         reading = {"lowercase": how["lowercase"], "prompt": how["prompt"]}
         return cls(ranker, tokenizer, ids, sizes, corpora, **reading)
 
@@ -157,12 +152,15 @@ class SearchIndex:
             return []
         if k < 1:
             raise UserError(f"k: must be at least 1, got {k}")
-        texts = [" ".join(query.split()) for query in queries]
+        # a command line holds bytes that are no text as half surrogate pairs
+        whole = (query.encode("utf-8", "replace").decode() for query in queries)
+        texts = [" ".join(query.split()) for query in whole]
         parts = (texts[start : start + BATCH] for start in range(0, len(texts), BATCH))
         return [results for part in parts for results in self._search(part, k)]
 
     def _search(self, texts: list[str], k: int) -> list[list[Result]]:
         tokens = tokenize(self.tokenizer, [t.lower() if self._lowercase else t for t in texts])
+        tokens = tokens.heads(LONGEST_QUERY)
         tokens = gather(tokens, tokens.offsets[:-1], tokens.lengths, prompt=self._prompt)
         pad = cast(int, self.tokenizer.pad_token_id or 0)
         ids, mask = padded(tokens, np.arange(len(tokens)), pad)
@@ -189,3 +187,37 @@ class SearchIndex:
                     document_id, score, found["title"][0].as_py(), found["text"][0].as_py()
                 )
         return Result(document_id, score, "", "")
+
+
+def _read_how(path: Path) -> dict[str, Any]:
+    """index.json, each of whose values is what it must be."""
+    how = read_json(path)
+    if how.get("schema") != SCHEMA:
+        raise UserError(f"{path}: schema {how.get('schema')!r}, this version reads {SCHEMA}")
+    kinds: dict[str, Any] = {"deduplicate": str, "lowercase": bool, "prompt": str, "corpora": list}
+    right = {key: isinstance(how.get(key), kind) for key, kind in kinds.items()}
+    right["beams"] = type(how.get("beams", 10)) is int and 1 <= how.get("beams", 10) <= 2**20
+    penalty = how.get("length_penalty", 0.0)
+    right["length_penalty"] = type(penalty) in (int, float) and math.isfinite(penalty)
+    for key, is_right in right.items():
+        if not is_right:
+            raise UserError(f"{path}: {key} is missing or wrong; restore the file")
+    return how
+
+
+def check_fit(
+    model: DSIModel,
+    tokenizer: "PreTrainedTokenizerFast",
+    trie: Trie | None,
+    codes_NT: np.ndarray,
+    count: int,
+) -> None:
+    """ValueError where model, tokenizer and docids are not of one run."""
+    if len(tokenizer) > model.config.vocab_size:
+        raise ValueError(f"{len(tokenizer)} tokens, the model has {model.config.vocab_size}")
+    if trie is not None and (len(trie) != count or trie.next_document > count):
+        raise ValueError(f"{count} documents, the trie has {len(trie)}")
+    sizes = trie.widths() if trie is not None else (codes_NT.max(0) + 1).tolist()
+    room = model.code_sizes
+    if not count or len(sizes) > len(room) or any(n > m for n, m in zip(sizes, room, strict=False)):
+        raise ValueError(f"{count} documents with codes {sizes}, the model has {room}")

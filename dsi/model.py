@@ -383,14 +383,14 @@ def from_checkpoint(
 def _read_checkpoint(source: str) -> tuple[PretrainedConfig, Any]:
     """Configuration and float32 weights of a T5-like checkpoint that has every weight."""
     try:
-        config = AutoConfig.from_pretrained(source)
+        config = AutoConfig.from_pretrained(source, trust_remote_code=False)
         if config.model_type not in T5_FAMILY:
             raise UserError(
                 f"model.source: {source!r} is a {config.model_type!r} checkpoint; "
                 f"use one of the T5 family ({', '.join(T5_FAMILY)})"
             )
         checkpoint, report = AutoModelForSeq2SeqLM.from_pretrained(
-            source, dtype=torch.float32, output_loading_info=True
+            source, dtype=torch.float32, output_loading_info=True, trust_remote_code=False
         )
     except UserError:
         raise
@@ -407,6 +407,27 @@ def _read_checkpoint(source: str) -> tuple[PretrainedConfig, Any]:
             "give a checkpoint with encoder and decoder"
         )
     return config, checkpoint
+
+
+def load_model(folder: str | Path) -> DSIModel:
+    """A model that ``save_pretrained`` wrote; UserError for files that are missing or broken."""
+    folder = Path(folder)
+    for name in ("config.json", "model.safetensors"):
+        if not (folder / name).is_file():
+            raise UserError(f"{folder / name}: missing; restore the whole folder")
+    try:
+        model, report = DSIModel.from_pretrained(
+            str(folder), use_safetensors=True, output_loading_info=True, local_files_only=True
+        )
+    except Exception as error:  # of four libraries: a bad value, size or file
+        what = " ".join(f"{type(error).__name__}: {error}".split())[:200]
+        raise UserError(f"{folder}: cannot load the model ({what}); restore the folder") from error
+    # transformers would go on with random weights in the place of what is not there
+    odd = sorted(str(key) for part in report.values() for key in part)
+    if odd:
+        name = folder / "model.safetensors"
+        raise UserError(f"{name}: {len(odd)} weights do not fit ({odd[0]}, ...); restore the file")
+    return model
 
 
 # AutoModel.from_pretrained(FOLDER) works on a saved stage wherever this module is imported

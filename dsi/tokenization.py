@@ -10,8 +10,9 @@ import os
 import unicodedata
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from itertools import islice
+from itertools import islice, pairwise
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
@@ -20,7 +21,9 @@ from dsi.errors import UserError
 from dsi.files import cache_folder, replace_atomically
 
 NUM_SENTINELS = 32  # <extra_id_0> ...: enough for span corruption of a passage of 256 tokens
+LONGEST_QUERY = 512  # tokens that are read of one: memory grows with the square
 BATCH = 2_000
+BLOCK = 1 << 20  # tokens copied at once
 
 
 @dataclass(frozen=True)
@@ -46,11 +49,36 @@ class Tokens:
 
     def take(self, rows: np.ndarray) -> "Tokens":
         """The texts at ``rows``, in that order, as a new copy."""
-        lengths = self.lengths[rows]
+        return Tokens.chosen([(self, rows)])
+
+    @staticmethod
+    def chosen(parts: Sequence[tuple["Tokens", np.ndarray]]) -> "Tokens":
+        """The texts at the rows of each part, in this order, as one new copy and no second one."""
+        lengths = [np.diff(tokens.offsets)[rows] for tokens, rows in parts]
+        offsets = np.concatenate([[0], np.cumsum(np.concatenate(lengths))]).astype(np.int64)
+        values = np.empty(int(offsets[-1]), np.int32)
+        first = 0
+        for tokens, rows in parts:
+            own = offsets[first : first + len(rows) + 1]
+            # the indices of a token take four times its place, so not of all tokens at once
+            cuts = np.searchsorted(own, np.arange(own[0], own[-1], BLOCK))
+            for low, high in pairwise(np.unique(np.append(cuts, len(rows))).tolist()):
+                counts = np.diff(own[low : high + 1])
+                # position of every token in the input: start of its text + place within it
+                shifts = np.repeat(tokens.offsets[rows[low:high]] - own[low:high], counts)
+                at = np.arange(own[low], own[high]) + shifts
+                values[own[low] : own[high]] = tokens.values[at]
+            first += len(rows)
+        return Tokens(values, offsets)
+
+    def heads(self, length: int) -> "Tokens":
+        """The first ``length`` tokens of every text; itself where no text is longer."""
+        lengths = np.minimum(self.lengths, length)
+        if np.array_equal(lengths, self.lengths):
+            return self
         offsets = np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64)
-        # position of every output token in the flat input: start of its text + place within it
         within = np.arange(offsets[-1], dtype=np.int64) - np.repeat(offsets[:-1], lengths)
-        return Tokens(self.values[np.repeat(self.offsets[rows], lengths) + within], offsets)
+        return Tokens(self.values[np.repeat(self.offsets[:-1], lengths) + within], offsets)
 
     @staticmethod
     def concatenate(parts: Sequence["Tokens"]) -> "Tokens":
@@ -121,9 +149,9 @@ def train_tokenizer(texts: Iterable[str], vocabulary_size: int) -> PreTrainedTok
 def load_tokenizer(source: str | Path) -> PreTrainedTokenizerFast:
     """A pretrained fast tokenizer by name or local folder; it must know padding and end of text."""
     try:
-        tokenizer = AutoTokenizer.from_pretrained(str(source))
+        tokenizer = AutoTokenizer.from_pretrained(str(source), trust_remote_code=False)
     except Exception as error:  # of several libraries, with no common base
-        first = " ".join(str(error).split())
+        first = " ".join(str(error).split())[:300]
         raise UserError(
             f"tokenizer.source: cannot load a tokenizer from {str(source)!r} ({first}); "
             "give a local folder with tokenizer.json, a model name, or 'train'"
@@ -165,21 +193,19 @@ def tokenize(tokenizer: PreTrainedTokenizerFast, texts: Iterable[str]) -> Tokens
     Texts without any token (only characters that the normaliser drops) become one unknown token,
     so that no example is empty.
     """
+    return Tokens.concatenate([Tokens.from_lists([]), *_tokenized(tokenizer, texts)])
+
+
+def _tokenized(tokenizer: PreTrainedTokenizerFast, texts: Iterable[str]) -> Iterator[Tokens]:
     backend = tokenizer.backend_tokenizer
     backend.no_truncation()
     backend.no_padding()
     unknown = tokenizer.unk_token_id
     unknown = unknown if isinstance(unknown, int) else 0
-    values: list[np.ndarray] = [np.zeros(0, np.int32)]
-    lengths: list[np.ndarray] = [np.zeros(1, np.int64)]
     for batch in batches(texts):
         encoded = backend.encode_batch_fast(batch, add_special_tokens=False)
         ids: list[list[int]] = [e.ids or [unknown] for e in encoded]
-        part = Tokens.from_lists(ids)
-        values.append(part.values)
-        lengths.append(part.lengths)
-    offsets = np.cumsum(np.concatenate(lengths)).astype(np.int64)
-    return Tokens(np.concatenate(values), offsets)
+        yield Tokens.from_lists(ids)
 
 
 def cached_tokenize(
@@ -197,17 +223,33 @@ def cached_tokenize(
     key = hashlib.sha256(f"{content}:{tokenizer_fingerprint(tokenizer)}".encode()).hexdigest()[:32]
     folder = (cache or cache_folder()) / "tokens" / key
     if not (folder / "complete.json").exists():
-        tokens = tokenize(tokenizer, texts)
 
         def write(target: Path) -> None:
-            np.save(target / "values.npy", tokens.values, allow_pickle=False)
-            np.save(target / "offsets.npy", tokens.offsets, allow_pickle=False)
-            (target / "complete.json").write_text(json.dumps({"texts": len(tokens)}))
+            lengths = _write_values(target / "values.npy", _tokenized(tokenizer, texts))
+            offsets = np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64)
+            np.save(target / "offsets.npy", offsets, allow_pickle=False)
+            (target / "complete.json").write_text(json.dumps({"texts": len(lengths)}))
 
         replace_atomically(folder, write)
     values = np.load(folder / "values.npy", mmap_mode="r", allow_pickle=False)
     offsets = np.load(folder / "offsets.npy", allow_pickle=False)
     return Tokens(values, offsets)
+
+
+def _write_values(path: Path, parts: Iterable[Tokens]) -> np.ndarray:
+    """The tokens of all parts as one .npy file, one part in memory at a time; lengths (N,)."""
+    lengths, total = [np.zeros(0, np.int64)], 0
+    header: dict[str, Any] = {"descr": "<i4", "fortran_order": False}
+    with open(path, "wb") as file:
+        # numpy leaves room in the header for a longer number: it is written twice, at equal length
+        np.lib.format.write_array_header_1_0(file, {**header, "shape": (total,)})
+        for part in parts:
+            file.write(part.values.astype("<i4", copy=False).tobytes())
+            lengths.append(part.lengths)
+            total += len(part.values)
+        file.seek(0)
+        np.lib.format.write_array_header_1_0(file, {**header, "shape": (total,)})
+    return np.concatenate(lengths)
 
 
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")  # workers fork; threads of ours suffice

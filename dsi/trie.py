@@ -223,6 +223,11 @@ class Trie:
             ends[codes[codes < size]] = True
         return ends
 
+    def widths(self) -> list[int]:
+        """One more than the largest code of each position (T numbers)."""
+        bounds = zip(self.depth_starts[1:-1], self.depth_starts[2:], strict=True)
+        return [int(self.codes[low:high].max()) + 1 if low < high else 0 for low, high in bounds]
+
     def _leaf_bounds(self) -> list[int]:
         """How many leaves lie above the depths 1 .. T + 1 (T + 1 numbers)."""
         firsts = torch.tensor(self.depth_starts[1:], dtype=torch.int32, device=self.leaves.device)
@@ -275,9 +280,23 @@ class Trie:
             if len(array) != size:
                 raise _unreadable(path.with_name(f"{name}.npy"), f"{len(array)} of {size} numbers")
         try:
+            _check_arrays(arrays)
             return cls(*arrays, **about)
         except (ValueError, LookupError, TypeError, RuntimeError) as error:
             raise _unreadable(path, error) from error
+
+
+def _check_arrays(arrays: Sequence[Tensor]) -> None:
+    """ValueError for numbers that would lead a search outside the arrays."""
+    codes, start, leaves, documents = arrays
+    if start[0] != 1 or start[-1] != len(codes) or (start.diff() < 0).any():
+        raise ValueError("start must ascend from 1 to the number of nodes")
+    if (codes[1:] < 0).any() or (len(leaves) and (leaves[0] < 1 or leaves[-1] >= len(codes))):
+        raise ValueError("codes or leaves are out of range")
+    if (leaves.diff() <= 0).any() or (documents < 0).any():
+        raise ValueError("leaves must ascend, and documents not be negative")
+    if len(documents.unique()) != len(documents):
+        raise ValueError("a document number is there twice")
 
 
 def _assignment(

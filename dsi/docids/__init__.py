@@ -13,6 +13,15 @@ No docid is the beginning of another (a longer one, or an equal one): schemes of
 with a code that no docid goes on after.
 """
 
-from dsi.docids._scheme import NewDocuments, Scheme, codes_from_text, codes_to_text, stack_codes
+from dsi.docids._scheme import (
+    NewDocuments,
+    Scheme,
+    codes_from_text,
+    codes_to_text,
+    read_docids,
+    stack_codes,
+)
 
-__all__ = ["NewDocuments", "Scheme", "codes_from_text", "codes_to_text", "stack_codes"]
+__all__ = [
+    "NewDocuments", "Scheme", "codes_from_text", "codes_to_text", "read_docids", "stack_codes",
+]  # fmt: skip

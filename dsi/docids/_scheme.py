@@ -6,10 +6,12 @@ Shape legend: N documents, T docid length, M documents of one extension, D width
 import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
-from transformers import PreTrainedTokenizerFast
+
+from dsi.errors import UserError
 
 _DOCID = re.compile("[0-9]{1,9}(-[0-9]{1,9})*")  # nine digits fit int32
 
@@ -33,7 +35,7 @@ class NewDocuments:
     titles: Callable[[], list[str]] = _missing("titles")
     texts: Callable[[], Iterator[str]] = _missing("texts")
     embeddings: Callable[[], np.ndarray] = _missing("embeddings")
-    tokenizer: PreTrainedTokenizerFast | None = None
+    tokenizer: "PreTrainedTokenizerFast | None" = None
     seed: int = 0
 
 
@@ -88,7 +90,7 @@ class Scheme:
     def load_state_dict(self, state: dict[str, np.ndarray]) -> None:
         """The inverse of :meth:`state_dict`."""
 
-    def readable(self, codes_T: np.ndarray, tokenizer: PreTrainedTokenizerFast) -> str:
+    def readable(self, codes_T: np.ndarray, tokenizer: "PreTrainedTokenizerFast") -> str:
         """The docid as a person would write it."""
         return codes_to_text(codes_T[None])[0]
 
@@ -112,6 +114,28 @@ def stack_codes(parts: list[np.ndarray]) -> np.ndarray:
 def codes_to_text(codes_NT: np.ndarray) -> list[str]:
     """Docids as they are written to files: code numbers joined by hyphens."""
     return ["-".join(str(code) for code in row if code >= 0) for row in codes_NT.tolist()]
+
+
+def read_docids(path: Path) -> tuple[list[str], list[str]]:
+    """Document ids and docids of a file of lines "document id, tab, docid"; UserError otherwise."""
+    try:
+        lines = path.read_bytes().decode("utf-8").split("\n")
+    except OSError as error:
+        what = f"cannot be read ({error.strerror or error})"
+        raise UserError(f"{path}: {what}; docids are never made again, restore the file") from error
+    except UnicodeDecodeError as error:
+        raise UserError(f"{path}: not UTF-8 (byte {error.start}); restore the file") from error
+    if lines.pop():
+        raise UserError(f"{path}:{len(lines) + 1}: the last line is cut off; restore the file")
+    ids, docids = [], []
+    for number, line in enumerate(lines, start=1):
+        document, tab, docid = line.partition("\t")
+        if not (document and tab and _DOCID.fullmatch(docid)):
+            what = "not a document id, a tab and a docid"
+            raise UserError(f"{path}:{number}: {what}; restore the file")
+        ids.append(document)
+        docids.append(docid)
+    return ids, docids
 
 
 def codes_from_text(lines: list[str]) -> np.ndarray:

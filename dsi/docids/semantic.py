@@ -93,6 +93,15 @@ class Semantic(Scheme):
         }
 
     def load_state_dict(self, state: dict[str, np.ndarray]) -> None:
+        if state:
+            children, nodes = state["children"], len(state["centroids"])
+            # a tree of other numbers would be walked without end
+            if len(children) != nodes + 1 or children[0] != 1 or children[-1] != nodes:
+                raise ValueError("children: must begin with 1 and end with the number of nodes")
+            if (np.diff(children) < 0).any() or (children[:-1] <= np.arange(nodes)).any():
+                raise ValueError("children: must ascend, each after its parent")
+            if len(state["documents"]) != nodes:
+                raise ValueError(f"documents: {len(state['documents'])} of {nodes} numbers")
         self._tree = _Tree(state["centroids"], state["children"]) if state else None
         self._counts_P = state["documents"] if state else np.zeros(0, np.int64)
 

@@ -3,6 +3,7 @@
 import pytest
 import torch
 
+from continual import checkpoint as module
 from continual.checkpoint import Checkpoint, load_latest, save
 from dsi.errors import UserError
 
@@ -60,28 +61,50 @@ def test_an_interrupted_save_leaves_the_one_before(tmp_path, monkeypatch):
         save(tmp_path, checkpoint(0, 10), keep=1)
     assert names(tmp_path) == ["00-00000005"]
     (tmp_path / ".00-00000010.abc").mkdir()  # what a killed process leaves behind
-    (tmp_path / "00-00000011").mkdir()  # not one of ours: no state in it
-    latest = load_latest(tmp_path)
+    (tmp_path / "00-00000011").mkdir()  # not one of ours: no manifest in it
+    told = []
+    latest = load_latest(tmp_path, told.append)
     assert latest is not None and latest.update == 5
+    assert len(told) == 1 and "00-00000011" in told[0] and "manifest.json is missing" in told[0]
 
 
-@pytest.mark.parametrize(
-    ("file", "content"),
-    [
-        ("state.json", b'{"schema": 1, "sta'),
-        ("state.json", b"\xff"),
-        ("state.json", b"[]"),
-        ("state.json", b'{"schema": 1, "groups": []}'),
-        ("state.json", b'{"schema": 2}'),
-        ("model.safetensors", b"\0" * 30),
-        ("model.safetensors", None),
-    ],
-)
-def test_a_damaged_checkpoint_is_one_line(tmp_path, file, content):
+FILES = ("manifest.json", "state.json", "model.safetensors", "optimizer.safetensors")
+
+
+@pytest.mark.parametrize("how", ["truncated", "emptied", "flipped", "removed", "replaced"])
+@pytest.mark.parametrize("file", FILES)
+def test_a_damaged_checkpoint_is_named_and_skipped(tmp_path, file, how):
+    save(tmp_path, checkpoint(0, 5), keep=3)
+    save(tmp_path, checkpoint(0, 9), keep=3)
+    path = tmp_path / "00-00000009" / file
+    content = path.read_bytes()
+    if how == "removed":
+        path.unlink()
+    elif how == "flipped":
+        middle = len(content) // 2
+        path.write_bytes(content[:middle] + bytes([content[middle] ^ 1]) + content[middle + 1 :])
+    else:
+        path.write_bytes({"truncated": content[:-3], "emptied": b"", "replaced": b"[]"}[how])
+    told = []
+    found = load_latest(tmp_path, told.append)
+    assert found is not None and found.update == 5
+    assert len(told) == 1 and "\n" not in told[0]
+    assert "00-00000009: damaged checkpoint (" in told[0] and "skipped" in told[0]
+    # what is saved next takes its place
+    save(tmp_path, checkpoint(0, 7), keep=3)
+    assert names(tmp_path) == ["00-00000005", "00-00000007"]
+
+
+def test_when_every_checkpoint_is_damaged_there_is_one_line(tmp_path):
     save(tmp_path, checkpoint(0, 5), keep=1)
-    path = tmp_path / "00-00000005" / file
-    path.unlink() if content is None else path.write_bytes(content)
-    with pytest.raises(UserError, match="00-00000005") as caught:
+    (tmp_path / "00-00000005" / "manifest.json").unlink()
+    with pytest.raises(UserError, match=r"every checkpoint is damaged; .* --overwrite"):
+        load_latest(tmp_path, lambda text: None)
+
+
+def test_another_schema_is_no_damage(tmp_path, monkeypatch):
+    with monkeypatch.context() as patch:
+        patch.setattr(module, "SCHEMA", 99)
+        save(tmp_path, checkpoint(0, 5), keep=1)
+    with pytest.raises(UserError, match=r"00-00000005/state.json: schema 99, .* the version"):
         load_latest(tmp_path)
-    assert "\n" not in str(caught.value)
-    assert "delete" in str(caught.value) or "version" in str(caught.value)

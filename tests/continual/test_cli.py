@@ -73,7 +73,7 @@ def trained(monkeypatch):
     """What ``runs.train`` is called with; nothing is trained."""
     calls = []
 
-    def train(config, resume=False, overwrite=False):
+    def train(config, resume=False, overwrite=False, accept=()):
         calls.append((config, resume, overwrite))
         return config.folder
 

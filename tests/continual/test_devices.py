@@ -3,6 +3,7 @@
 from types import SimpleNamespace
 
 import pytest
+from accelerate.utils import DistributedType
 
 from continual.devices import refuse
 from dsi.errors import UserError
@@ -35,6 +36,12 @@ def test_what_sharded_weights_cannot_do_is_refused(
         monkeypatch.setenv(key, value)
     with pytest.raises(UserError, match=message):
         refuse(lab.config(*settings), launched())
+
+
+def test_deepspeed_is_refused(lab):
+    kind = SimpleNamespace(num_processes=2, distributed_type=DistributedType.DEEPSPEED)
+    with pytest.raises(UserError, match=r"DeepSpeed .* use FSDP2"):
+        refuse(lab.config(), kind)
 
 
 def test_groups_that_processes_cannot_share_are_refused(lab):

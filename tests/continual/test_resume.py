@@ -1,9 +1,13 @@
 """A run that is stopped anywhere and goes on ends with the same bytes."""
 
 import json
+import re
 import shutil
+from contextlib import redirect_stdout
+from io import StringIO
 
 import pytest
+from accelerate.state import AcceleratorState
 
 from continual import checkpoint, runs, trainer
 from continual import run_directory as directory
@@ -137,14 +141,33 @@ def test_another_corpus_is_refused(lab, tmp_path):
 
 
 @pytest.mark.parametrize("name", ["state.json", "optimizer.safetensors"])
-def test_a_damaged_checkpoint_is_refused_and_the_one_before_serves(lab, tmp_path, name):
+def test_a_damaged_checkpoint_is_named_and_the_one_before_serves(lab, tmp_path, name):
     run = interrupt(lab, tmp_path, trainer, "take_step", 17)
     newest = run / "checkpoints" / "01-00000004"
     content = (newest / name).read_bytes()
     (newest / name).write_bytes(content[: len(content) // 2])
-    with pytest.raises(UserError, match=r"01-00000004.*delete") as caught:
-        resume(lab, run)
-    line(caught)
-    shutil.rmtree(newest)  # as the message says
-    resume(lab, run)
+    config, printed = load_config(run / "config.yaml", [f"output={run.parent}"]), StringIO()
+    AcceleratorState._reset_state(True)
+    with redirect_stdout(printed), pytest.MonkeyPatch.context() as patch:
+        patch.setattr(runs, "_show", lambda folder: None)
+        runs.train(config, resume=True)
+    told = [text for text in printed.getvalue().splitlines() if "damaged" in text]
+    assert len(told) == 1
+    assert "01-00000004" in told[0] and f"{name} has changed" in told[0] and "skipped" in told[0]
+    assert lab.results(run) == lab.results(lab.kept(*SETTINGS))
+
+
+@pytest.mark.parametrize(("key", "flag"), [("world_size", "world_size"), ("code", "code")])
+def test_other_code_and_other_processes_are_refused_unless_accepted(lab, tmp_path, key, flag):
+    run = interrupt(lab, tmp_path, trainer, "take_step", 17)
+    config = load_config(run / "config.yaml", [f"output={run.parent}"])
+    now = directory.made_by(1)
+    before = re.escape(str(now[key]))
+    other = {**now, key: 4 if key == "world_size" else "0.0.1"}
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(directory, "made_by", lambda world_size: other)
+        with pytest.raises(UserError, match=rf"{before}.*--accept {flag}") as caught:
+            lab.call(runs.train, config, resume=True)
+        line(caught)
+        lab.call(runs.train, config, resume=True, accept=[flag])
     assert lab.results(run) == lab.results(lab.kept(*SETTINGS))

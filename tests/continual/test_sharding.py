@@ -1,11 +1,16 @@
 """Weights in pieces over two processes, from a run's first update to its last file."""
 
 import json
+import shutil
 
 import pytest
 import torch
 from accelerate import debug_launcher
 from accelerate.state import AcceleratorState
+
+from continual import runs
+from continual.config import load_config
+from dsi.errors import UserError
 
 
 @pytest.mark.parametrize("settings", [(), ("sharpness=sam", "training.accumulation=2")])
@@ -23,3 +28,13 @@ def test_a_run_in_pieces_is_a_run(lab, tmp_path, monkeypatch, settings):
         for name, value in lab.weights(one, stage).items():
             torch.testing.assert_close(value, theirs[name], rtol=1e-4, atol=1e-4)
     assert json.loads((other / "environment.json").read_text())["world_size"] == 2
+    # what two processes kept, one reads: the row of the matrix, and a checkpoint if allowed
+    monkeypatch.delenv("ACCELERATE_USE_FSDP")
+    rows = [lab.call(runs.evaluate, run)[:-1] for run in (one, other)]
+    assert rows[0] == rows[1]
+    shutil.rmtree(sorted((other / "checkpoints").iterdir())[-1])
+    config = load_config(other / "config.yaml", [f"output={tmp_path}"])
+    with pytest.raises(UserError, match=r"number of processes was 2 and is 1"):
+        lab.call(runs.train, config, resume=True)
+    lab.call(runs.train, config, resume=True, accept=["world_size"])
+    assert lab.matrix(one) == lab.matrix(other)

@@ -9,6 +9,7 @@ import torch
 from continual import trainer as module
 from continual.config import preset_names
 from continual.optimization import named_state
+from continual.steps import Update
 from continual.trainer import Trainer
 from dsi.errors import UserError
 
@@ -169,8 +170,8 @@ def test_every_preset_trains(lab):
 
 
 def test_a_diverging_loss_is_one_line(lab, monkeypatch):
-    monkeypatch.setattr(module, "take_step", lambda *a, **k: torch.tensor(float("nan")))
-    with pytest.raises(UserError, match=r"training\.learning_rate.*update 3 of stage 0"):
+    monkeypatch.setattr(module, "take_step", lambda *a, **k: Update(torch.tensor(float("nan"))))
+    with pytest.raises(UserError, match=r"training\.learning_rate.*update 0 of stage 0"):
         lab.train()
 
 

@@ -1,0 +1,146 @@
+"""Command lines: what is not meant is one line, before anything is read or written."""
+
+import pytest
+
+from tests.bad_input.conftest import Place
+
+LONG = "a" * 300
+
+# each: arguments, how the line begins, the fix
+BAD = {
+    "no command": ([], "the following arguments are required", "dsi --help"),
+    "an unknown command": (["index"], "argument COMMAND: invalid choice", "'train'"),
+    "an empty command": ([""], "argument COMMAND: invalid choice", "'train'"),
+    "a command with an escape": (["\x1b[2J"], "argument COMMAND: invalid choice", "'train'"),
+    "a gigantic command": (["x" * 100_000], "argument COMMAND: invalid choice", "dsi --help"),
+    "a misspelt option": (["train", "--resum3"], "unrecognized arguments: --resum3", "--help"),
+    "an option of another command": (["train", "--k", "3"], "unrecognized arguments", "--help"),
+    "two files": (["train", "a.yaml", "b.yaml"], "a.yaml b.yaml: expected at most one", "key=value"),
+    "a file that is absent": (["train", "a.yaml"], "a.yaml: cannot read", "give a YAML file"),
+    "a file with a NUL": (["train", "a\0.yaml"], "a\\x00.yaml: cannot read", "give a"),
+    "a file name too long": (["train", LONG], "aaa", "give a YAML file"),
+    "an empty file name": (["train", ""], ".: cannot read", "give a YAML file"),
+    "a folder": (["train", "corpus"], "corpus: cannot read", "--resume"),
+    "resuming nothing": (["train", "--resume", "corpus"], "corpus: no run here", "run directory"),
+    "resuming a long name": (["train", "--resume", LONG], "aaa", "--resume"),
+    "an unknown kind of acceptance": (
+        ["train", "--accept", "everything"],
+        "argument --accept: invalid choice",
+        "'world_size'",
+    ),
+    "adding to nothing": (["add", "absent", "corpus"], "absent: no run here", "run directory"),
+    "adding to a long name": (["add", LONG, "corpus"], "aaa", "give a run directory"),
+    "adding to a NUL": (["add", "a\0b", "corpus"], "a\\x00b: no run here", "run directory"),
+    "adding nothing": (["add", "run"], "the following arguments are required", "dsi add --help"),
+    "adding what is absent": (["add", "run", "absent"], "absent: no such folder", "give a folder"),
+    "adding an empty name": (["add", "run", ""], "corpus: an empty name", "give a folder"),
+    "adding a NUL": (["add", "run", "a\0b"], "a\\x00b: no such folder", "give a folder"),
+    "adding a file": (["add", "run", "corpus/corpus.jsonl"], "", "corpus.jsonl: is a file; for JSONL files give"),
+    "searching nothing": (["search", "absent", "x"], "absent: no run here", "run directory"),
+    "searching a NUL": (["search", "a\0b", "x"], "a\\x00b: no run here", "run directory"),
+    "searching a long name": (["search", LONG, "x"], "aaa", "give a run directory"),
+    "searching a corpus": (["search", "corpus", "x"], "corpus: no run here", "run directory"),
+    "no results": (["search", "run", "x", "--k", "0"], "--k: must be at least 1", "0"),
+    "negative results": (["search", "run", "x", "--k", "-5"], "--k: must be at least 1", "-5"),
+    "results of words": (["search", "run", "x", "--k", "ten"], "argument --k: invalid int", "ten"),
+    "results of half": (["search", "run", "x", "--k", "1.5"], "argument --k: invalid int", "1.5"),
+    "results of many digits": (
+        ["search", "run", "x", "--k", "9" * 5000],
+        "argument --k: invalid int",
+        "999",
+    ),
+    "a stage that is not there": (["search", "run", "x", "--stage", "9"], "run: no stage 9", "[0, 1]"),
+    "a negative stage": (["search", "run", "x", "--stage", "-1"], "run: no stage -1", "[0, 1]"),
+    "a corpus that is not there": (
+        ["search", "run", "x", "--corpus", "D7"],
+        "corpus: no D7 in this index",
+        "D0 to D1",
+    ),
+    "a corpus of another digit": (
+        ["search", "run", "x", "--corpus", "D²"],
+        "argument --corpus: expected D0, D1",
+        "see dsi search --help",
+    ),
+    "a corpus of many digits": (
+        ["search", "run", "x", "--corpus", "D" + "9" * 5000],
+        "argument --corpus: expected D0, D1",
+        "999",
+    ),
+    "ids that are absent": (
+        ["search", "run", "x", "--documents", "absent"],
+        "absent: cannot be read",
+        "one a line",
+    ),
+    "ids in a folder": (["search", "run", "x", "--without", "corpus"], "corpus: cannot", "one a line"),
+    "ids with a NUL": (
+        ["search", "run", "x", "--documents", "a\0b"],
+        "a\\x00b: cannot be read",
+        "one a line",
+    ),
+    "ids that are unknown": (
+        ["search", "run", "x", "--documents", "corpus/qrels/test.tsv"],
+        "documents: no document 'query-id",
+        "in this index",
+    ),
+    "ids in latin-1": (["search", "run", "x", "--documents", "latin"], "latin: cannot be", "one a"),
+    "no ids": (["search", "run", "x", "--documents", "empty"], "documents: none is left", "choose"),
+    "evaluating nothing": (["evaluate", "absent"], "absent: no run here", "run directory"),
+    "evaluating a stage that is not there": (
+        ["evaluate", "run", "--stage", "5"],
+        "--stage: run has no stage 5",
+        "[0, 1]",
+    ),
+    "evaluating another split": (
+        ["evaluate", "run", "--split", "../test"],
+        "argument --split: invalid choice",
+        "'dev'",
+    ),
+    "a report on nothing": (["report", "absent"], "absent: no finished stage", "matrix.json"),
+    "a report on a NUL": (["report", "a\0b"], "a\\x00b: no finished stage", "matrix.json"),
+    "a report on a long name": (["report", LONG], "aaa", "matrix.json"),
+    "a report into a file": (
+        ["report", "run", "--out", "empty"],
+        "empty",
+        "choose another --out",
+    ),
+    "a report into a NUL": (["report", "run", "--out", "a\0b"], "a\\x00b", "choose another --out"),
+}
+
+
+@pytest.mark.parametrize(("arguments", "start", "fix"), BAD.values(), ids=BAD)
+def test_a_bad_command_line_is_one_line(place: Place, run, arguments, start, fix) -> None:
+    place.write("empty", "")
+    place.write("latin", b"\xe9\n")
+    place.refuse(arguments, start, fix)
+
+
+QUERIES = {
+    "no word": "",
+    "spaces": " \t ",
+    "ten thousand words": "which whale " * 5000,
+    "a word of a megabyte": "w" * (1 << 20),
+    "a NUL": "wha\0le",
+    "an escape sequence": "\x1b[2Jwhale",
+    "an unknown script": "鯨とは何か",
+    "a byte that is not UTF-8": "whale\udcff",
+    "a leading dash": "-whale",
+}
+
+
+@pytest.mark.parametrize("query", QUERIES.values(), ids=QUERIES)
+def test_any_query_is_answered(place: Place, run, query: str) -> None:
+    status, out, err = place.call("search", "--k", "3", "run", "--", query)
+    assert (status, err) == (0, "")
+    assert len(out.splitlines()) == 6
+    assert all(line.isprintable() for line in out.splitlines())
+
+
+def test_results_of_a_corpus_with_control_characters_are_printable(place: Place, run) -> None:
+    from continual.cli import _print_results
+    from dsi.index import Result
+
+    place.read_errors()
+    _print_results([Result("d1", -1.0, "\x1b]0;owned\x07\n", "a\x00b\x1b[2J\u202ec")])
+    out, _ = place.read_errors()
+    assert out.count("\n") == 2
+    assert all(line.isprintable() for line in out.splitlines())
