@@ -14,11 +14,6 @@ from typing import Any
 
 from benchmarks.methods import mean, run
 
-UPDATES = [
-    "training.updates=800",
-    "training.updates_per_stage=240",
-    "training.later_learning_rate=2e-3",
-]
 SCHEMES: dict[str, list[str]] = {
     "atomic": ["docids=atomic"],
     "naive": ["docids=naive"],
@@ -64,7 +59,7 @@ def main() -> None:
     results: dict[str, list[tuple[dict[str, Any], dict[str, Any]]]] = {}
     for scheme in options.schemes:
         for seed in range(options.seeds):
-            settings = [*UPDATES, *options.settings]
+            settings = list(options.settings)
             matrix = run(options.config, settings, options.out, scheme, SCHEMES[scheme], seed)
             stages = sorted((options.out / f"{scheme}-s{seed}" / "stages").iterdir())
             how = json.loads((stages[-1] / "decoding.json").read_text("utf-8"))

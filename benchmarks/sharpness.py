@@ -1,12 +1,12 @@
 """What sharpness costs: every member's update as a ratio to a plain one, and its extra memory.
 
-    python -m benchmarks.sharpness                        # T5-small shape, batch 32, fp32 and bf16
+    python -m benchmarks.sharpness                        # 10M weights, batch 32, fp32 and bf16
     python -m benchmarks.sharpness --members sam micro look --rounds 9 --json out.json
 
-All contestants run in one process, one thread, interleaved; a number is the median over the rounds
-of the ratio to the plain update of the same round, in processor time (on a GPU: wall time with
-synchronisation). ``look`` and ``interval`` are means over whole intervals. AdamW, clipping at 1,
-11 tokens in, docids of 7 codes; random weights and data: what is measured is the work.
+A member and the plain update it is compared with run in one process, one thread, in turn; a number
+is the median over the rounds of the ratio within a round, in processor time (on a GPU: wall time
+with synchronisation). ``look`` and ``interval`` are means over whole intervals. AdamW, clipping at
+1, docids of 7 codes; random weights and data: what is measured is the work.
 
 Memory is the most that is allocated at a time during an update beyond a plain one, in copies of the
 weights, as torch's profiler counts it (on a GPU: its allocator).
@@ -16,7 +16,6 @@ import argparse
 import json
 import platform
 import statistics
-import time
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -35,6 +34,7 @@ from dsi.batching import Batch
 from dsi.model import from_scratch
 
 POSITIONS, CODES = 7, 64
+SMALL = dict(d_model=256, d_kv=64, d_ff=1024, num_layers=4, num_decoder_layers=4, num_heads=4)
 NO_PENALTY = SimpleNamespace(penalty=lambda model: None)
 EVERY = {"look": 5, "interval": 5}
 
@@ -42,8 +42,10 @@ EVERY = {"look": 5, "interval": 5}
 class Contestant:
     """One model under one policy."""
 
-    def __init__(self, name: str, shape: dict[str, int], precision: str, batch_size: int):
-        self.name, self.updates, self.size = name, 0, batch_size
+    def __init__(
+        self, name: str, shape: dict[str, int], precision: str, batch_size: int, tokens: int
+    ):
+        self.name, self.updates, self.size, self.tokens = name, 0, batch_size, tokens
         self.accelerator = Accelerator(mixed_precision=precision)
         # accelerate keeps the first precision of a process
         self.accelerator.state._mixed_precision = precision
@@ -56,6 +58,7 @@ class Contestant:
         self.optimizer = make_optimizer(self.model, TrainingConfig(learning_rate=1e-4))
         cls: Any = component_class("sharpness", name)
         self.policy = cls(cls.Config())
+        self.spare: dict[torch.Tensor, torch.Tensor] = {}
         self.policy.begin_stage(0, dict(self.model.named_parameters()))
         generator = torch.Generator().manual_seed(0)
         self.codes = torch.randint(0, CODES, (1000, POSITIONS), generator=generator).to(device)
@@ -63,7 +66,7 @@ class Contestant:
     def update(self) -> None:
         """One optimizer step."""
         generator = torch.Generator().manual_seed(self.updates)
-        ids = torch.randint(2, 4000, (self.size, 11), generator=generator)
+        ids = torch.randint(2, 4000, (self.size, self.tokens), generator=generator)
         documents = torch.randint(0, 1000, (self.size,), generator=generator)
         take_step(
             self.model,
@@ -79,6 +82,7 @@ class Contestant:
             sharpness=self.policy,
             sharp=self.name != "none",
             update=self.updates,
+            spare=self.spare,
         )
         self.updates += 1
 
@@ -95,15 +99,16 @@ class Contestant:
         weights = [p for p in self.model.parameters() if p.requires_grad]
         generator = torch.Generator().manual_seed(1)
         gradients = [torch.randn(p.shape, generator=generator).to(p.device) for p in weights]
-        step = SimpleNamespace(gradients=[gradients])
+        step: Any = SimpleNamespace(gradients=[gradients])
         started = clock()
-        with displaced(weights) as move:
+        with displaced(weights, self.spare) as move:
             move(self.policy.perturbation(step))
         return clock() - started
 
     def peak(self) -> int:
         """Bytes allocated at the worst moment of an update (one that perturbs)."""
         self.updates = 0
+        self.spare.clear()
         device = self.accelerator.device
         if device.type == "cuda":
             torch.cuda.reset_peak_memory_stats(device)
@@ -121,62 +126,51 @@ class Contestant:
 
 
 def measure(
-    members: list[str], precision: str, shape: dict[str, int], batch_size: int, rounds: int
+    name: str, precision: str, shape: dict[str, int], sizes: tuple[int, int], rounds: int
 ) -> dict[str, Any]:
-    """Ratios and memory of every member under one precision."""
-    plain = Contestant("none", shape, precision, batch_size)
-    base = Contestant("none", shape, "no", batch_size)
-    contestants = [Contestant(name, shape, precision, batch_size) for name in members]
-    for one in (plain, base, *contestants):
-        one.seconds()  # moments are made, memory is warm
-    times: dict[str, list[float]] = {name: [] for name in ("none", "fp32", *members)}
-    parts = []
-    for _ in range(rounds):
-        times["none"].append(plain.seconds())
-        times["fp32"].append(base.seconds())
-        for one in contestants:
-            times[one.name].append(one.seconds())
-            if one.name == "sam":
-                parts.append(one.perturb_and_restore())
+    """One member beside a plain update of the same precision and one of fp32."""
+    plain, base, one = (
+        Contestant("none", shape, precision, *sizes),
+        Contestant("none", shape, "no", *sizes),
+        Contestant(name, shape, precision, *sizes),
+    )
+    own: list[float] = []
+    ratios: dict[str, list[float]] = {"ratio": [], "ratio_to_fp32": [], "perturb_and_restore": []}
+    for number in range(rounds + 1):
+        plainly = plain.seconds()
+        fully = base.seconds() if precision != "no" else plainly
+        seconds = one.seconds()
+        moved = one.perturb_and_restore() if name == "sam" else 0.0
+        if number == 0:
+            continue  # moments are made, memory is warm
+        own.append(plainly)
+        ratios["ratio"].append(seconds / plainly)
+        ratios["ratio_to_fp32"].append(seconds / fully)
+        ratios["perturb_and_restore"].append(moved / plainly)
     weights = sum(p.numel() * p.element_size() for p in plain.model.parameters())
-    least = plain.peak()
-    found: dict[str, Any] = {
+    return {
+        "member": name,
         "precision": precision,
-        "plain_seconds": statistics.median(times["none"]),
+        "plain_seconds": statistics.median(own),
         "weights_bytes": weights,
-        "members": {},
+        **{key: statistics.median(values) for key, values in ratios.items()},
+        "extra_copies": (one.peak() - plain.peak()) / weights,
     }
-    if parts:
-        shares = [a / b for a, b in zip(parts, times["none"], strict=True)]
-        found["perturb_and_restore"] = statistics.median(shares)
-    for one in contestants:
-        own = times[one.name]
-        found["members"][one.name] = {
-            "ratio": statistics.median(a / b for a, b in zip(own, times["none"], strict=True)),
-            "ratio_to_fp32": statistics.median(
-                a / b for a, b in zip(own, times["fp32"], strict=True)
-            ),
-            "extra_copies": (one.peak() - least) / weights,
-        }
-    return found
 
 
-def table(results: list[dict[str, Any]]) -> str:
-    """Markdown."""
-    lines = ["| member | precision | x plain | x fp32 plain | extra memory (copies of weights) |"]
-    lines.append("|---|---|---|---|---|")
-    for found in results:
-        for name, row in found["members"].items():
-            lines.append(
-                f"| {name} | {found['precision'].replace('no', 'fp32')} | {row['ratio']:.2f} | "
-                f"{row['ratio_to_fp32']:.2f} | {row['extra_copies']:.2f} |"
-            )
-        if "perturb_and_restore" in found:
-            lines.append(
-                f"\nplain update {found['plain_seconds']:.3f} s; SAM's perturbation and "
-                f"restoration: {100 * found['perturb_and_restore']:.1f} % of it\n"
-            )
-    return "\n".join(lines)
+def line(row: dict[str, Any]) -> str:
+    """A line of the table."""
+    precision = row["precision"].replace("no", "fp32")
+    text = (
+        f"| `{row['member']}` | {precision} | {row['ratio']:.2f} | {row['ratio_to_fp32']:.2f} | "
+        f"{row['extra_copies']:.1f} |"
+    )
+    if row["member"] == "sam":
+        text += (
+            f"  (plain {1000 * row['plain_seconds']:.0f} ms; perturbation and restoration "
+            f"{100 * row['perturb_and_restore']:.1f} % of it)"
+        )
+    return text
 
 
 def main() -> None:
@@ -184,25 +178,25 @@ def main() -> None:
     parser = argparse.ArgumentParser(description="cost of sharpness-aware updates")
     parser.add_argument("--members", nargs="+", choices=names, default=names)
     parser.add_argument("--precisions", nargs="+", choices=["no", "bf16"], default=["no", "bf16"])
-    parser.add_argument("--shape", choices=sorted(SHAPES), default="t5-small")
+    parser.add_argument("--shape", choices=["small", *sorted(SHAPES)], default="small")
     parser.add_argument("--batch-size", type=int, default=32)
+    parser.add_argument("--tokens", type=int, default=32)
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--json", type=Path)
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
-    started = time.time()
-    results = [
-        measure(
-            options.members, precision, SHAPES[options.shape], options.batch_size, options.rounds
-        )
-        for precision in options.precisions
-    ]
     print(f"{platform.processor() or platform.machine()}, torch {torch.__version__}")
-    print(table(results))
-    print(f"{time.time() - started:.0f} s")
+    print("| member | precision | x plain | x plain fp32 | extra memory, copies of the weights |")
+    print("|---|---|---|---|---|")
+    sizes, rows = (options.batch_size, options.tokens), []
+    for precision in options.precisions:
+        for name in options.members:
+            shape = {**SHAPES, "small": SMALL}[options.shape]
+            rows.append(measure(name, precision, shape, sizes, options.rounds))
+            print(line(rows[-1]), flush=True)
     if options.json:
-        options.json.write_text(json.dumps(results, indent=1), "utf-8")
+        options.json.write_text(json.dumps(rows, indent=1), "utf-8")
 
 
 if __name__ == "__main__":

@@ -71,13 +71,16 @@ class Assignment:
                 raise UserError(f"{path}: missing; restore the file")
             return
         try:
-            self.scheme.load_state_dict(load_file(path))
+            state = load_file(path)
+            if not state:
+                raise ValueError("no arrays")
+            self.scheme.load_state_dict(state)
         except Exception as error:  # of safetensors, or of arrays that do not fit
             what = " ".join(f"{type(error).__name__}: {error}".split())[:200]
             raise UserError(f"{path}: cannot be read ({what}); restore the file") from error
 
     def check(self, corpora: int) -> None:
-        """Read all that the docids of another corpus are made with; UserError for what is broken."""
+        """Read all that the docids of another corpus are made with; UserError when it is broken."""
         self.read(corpora)
         if (self.folder / "docids" / "embedder").exists():
             self._embedder = load_embedder(self.folder / "docids" / "embedder")

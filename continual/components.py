@@ -8,6 +8,7 @@ public class, whose nested frozen ``Config`` dataclass holds the settings. A dot
 import dataclasses
 import difflib
 import importlib
+import json
 import types
 import typing
 from collections.abc import Mapping
@@ -46,8 +47,8 @@ def component_class(axis: str, name: str) -> type:
         module = importlib.import_module(module_name)
     except (ImportError, SyntaxError, ValueError) as error:
         raise UserError(
-            f"{axis}.name: cannot import {show(module_name)} ({printable(str(error))[:200]}); install the package that has "
-            "it, or use one of: " + ", ".join(available(axis))
+            f"{axis}.name: cannot import {show(module_name)} ({printable(str(error))[:200]}); "
+            "install the package that has it, or use one of: " + ", ".join(available(axis))
         ) from error
     found = [
         value
@@ -155,13 +156,22 @@ def coerce(value: Any, hint: Any, where: str) -> Any:
     if dict in (hint, origin):
         if not isinstance(value, Mapping):
             raise UserError(f"{where}: expected a mapping, got {show(value)}")
+        try:
+            json.dumps(value, default=str)
+        except (TypeError, ValueError, RecursionError):
+            text = f"{show(value)} has a value inside itself, or keys that are no text"
+            raise UserError(f"{where}: {text}; write it out") from None
         return dict(value)
     if hint is bool and isinstance(value, bool):
         return value
     if hint is str and isinstance(value, str):
-        if any("\ud800" <= character <= "\udfff" for character in value):
-            raise UserError(f"{where}: half a surrogate pair in {show(value)}; remove it")
-        return value
+        try:
+            # YAML's "\\ud83d\\ude00", as JSON writes it, is one character
+            is_whole = value.isascii() or not any("\ud800" <= c <= "\udfff" for c in value)
+            return value if is_whole else value.encode("utf-16", "surrogatepass").decode("utf-16")
+        except UnicodeDecodeError:
+            text = f"half a surrogate pair in {show(value)}; remove it"
+            raise UserError(f"{where}: {text}") from None
     if hint in (int, float) and not isinstance(value, bool):
         try:
             number = float(value) if isinstance(value, str | int | float) else None
@@ -171,10 +181,8 @@ def coerce(value: Any, hint: Any, where: str) -> Any:
             if hint is float:
                 return number
             whole = abs(number) != float("inf") and number == int(number)
-            if whole and abs(number) < 2**63:
-                return value if isinstance(value, int) else int(number)
             if whole:
-                raise UserError(f"{where}: {show(value)} is too large; use at most 2^63 - 1")
+                return value if isinstance(value, int) else int(number)
     kind = {
         bool: "true or false",
         str: "text (in quotes where YAML reads something else)",

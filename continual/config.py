@@ -368,7 +368,8 @@ def _load_yaml(text: str) -> Any:
         if _count(node, {}) > MOST_VALUES:
             raise yaml.YAMLError(f"more than {MOST_VALUES} values with its aliases written out")
         return loader.construct_document(node)
-    except (ValueError, RecursionError) as error:  # dates such as 2024-13-45; a deep nest
+    # dates such as 2024-13-45, tags on what they are not for (!!bool x), a deep nest
+    except (ValueError, LookupError, TypeError, AttributeError, RecursionError) as error:
         raise yaml.YAMLError(str(error)) from error
     finally:
         if loader is not None:

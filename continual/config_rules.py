@@ -2,7 +2,8 @@
 
 import dataclasses
 import math
-from typing import TYPE_CHECKING
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Any
 
 from continual.components import suggest, to_plain
 from dsi.corpus_reading import show
@@ -38,6 +39,8 @@ def check(config: "RunConfig") -> None:
     for key, value in positive.items():
         least = " (at least 100)" if "vocabulary" in key else ""
         _require(0 < value < math.inf, f"{key}: must be above zero and finite{least}")
+    for key, value in _whole_numbers(to_plain(config), ""):
+        _require(abs(value) < 2**63, f"{key}: {show(value)} is too large; at most 2^63 - 1")
     # beyond these memory, or a library's 32-bit numbers, end the run with less than a line
     at_most = {
         "threads": (config.threads, 4096),
@@ -153,6 +156,18 @@ def check(config: "RunConfig") -> None:
         "indexing: none leaves later stages nothing to train on without replay; choose a replay, "
         "or indexing: seen",
     )
+
+
+def _whole_numbers(value: Any, path: str) -> Iterator[tuple[str, int]]:
+    """Every whole number of plain data, with its dotted key."""
+    if isinstance(value, int):
+        yield path, value
+    elif isinstance(value, list):
+        for i, part in enumerate(value):
+            yield from _whole_numbers(part, f"{path}[{i}]")
+    elif isinstance(value, dict):
+        for key, part in value.items():
+            yield from _whole_numbers(part, f"{path}.{key}" if path else str(key))
 
 
 def _require(condition: bool, message: str) -> None:

@@ -8,7 +8,6 @@ from types import FrameType
 from typing import Any
 
 import torch
-from accelerate import Accelerator
 
 SIGNALS = (signal.SIGTERM, signal.SIGINT)
 AGREE_EVERY = 10  # updates between two questions to the other ranks
@@ -29,7 +28,7 @@ class Signals:
     does is done again from the last checkpoint. A second signal always raises.
     """
 
-    def __init__(self, accelerator: Accelerator):
+    def __init__(self, accelerator: Any):
         self.accelerator = accelerator
         self.signum: int | None = None
         self._noting = False
@@ -63,7 +62,7 @@ class Signals:
         if update % AGREE_EVERY:
             return None
         mine = torch.tensor([self.signum or 0], device=self.accelerator.device)
-        most = int(self.accelerator.gather(mine).max())  # type: ignore[union-attr]
+        most = int(self.accelerator.gather(mine).max())
         return most or None
 
     def _handle(self, signum: int, frame: FrameType | None) -> Any:

@@ -215,7 +215,6 @@ def _decoding_lines(scheme: str, how: Mapping[str, Any]) -> list[str]:
 def report(folders: list[Path], out: Path | None = None) -> list[str]:
     """Figures of each run, and of several side by side; returns lines to print."""
     from continual.report.figures import comparison, save_figures
-    from continual.report.flatness import sharpness_table
 
     matrices: dict[str, Any] = {}
     folders = list(dict.fromkeys(folders))
@@ -223,25 +222,22 @@ def report(folders: list[Path], out: Path | None = None) -> list[str]:
         path = folder / "matrix.json"
         if not os.path.exists(path):
             raise UserError(f"{folder}: no finished stage here (matrix.json is missing)")
-        name = folder.name if folder.name not in matrices else str(folder)
+        short = Path(os.path.abspath(folder)).name
+        name = short if short not in matrices else str(folder)
         matrices[name] = directory.read_matrix(path)
+    # all is read before anything is drawn
+    tables = [
+        _tables(folder, matrices[name]) for folder, name in zip(folders, matrices, strict=True)
+    ]
     target = out or folders[0] / "figures"
     try:
         target.mkdir(parents=True, exist_ok=True)
     except (OSError, ValueError) as error:
         raise UserError(f"{target}: cannot be made ({error}); choose another --out") from error
     lines = []
-    for folder, (name, matrix) in zip(folders, matrices.items(), strict=True):
-        lines += [name, directory.format_matrix(matrix), ""]
-        docids = folder / "docids" / "report.json"
-        if docids.exists():
-            with as_written(docids):
-                lines += ["docids:", format_report(read_json(docids)), ""]
-        with as_written(folder / "stages"):
-            table = sharpness_table(folder, matrix)
-        lines += [*table, ""] if table else []
+    for folder, table, (name, matrix) in zip(folders, tables, matrices.items(), strict=True):
         target = out / name.replace("/", "_") if out else folder / "figures"
-        lines += [f"figure: {path}" for path in save_figures(matrix, target)]
+        lines += [name, *table, *(f"figure: {path}" for path in save_figures(matrix, target))]
     if len(folders) > 1:
         target = out or folders[0] / "figures"
         target.mkdir(parents=True, exist_ok=True)
@@ -249,3 +245,17 @@ def report(folders: list[Path], out: Path | None = None) -> list[str]:
         comparison(matrices, "hits@10").savefig(path, dpi=150)
         lines.append(f"figure: {path}")
     return lines
+
+
+def _tables(folder: Path, matrix: dict[str, Any]) -> list[str]:
+    """The lines that describe one run."""
+    from continual.report.flatness import sharpness_table
+
+    lines = [directory.format_matrix(matrix), ""]
+    docids = folder / "docids" / "report.json"
+    if docids.exists():
+        with as_written(docids):
+            lines += ["docids:", format_report(read_json(docids)), ""]
+    with as_written(folder / "stages"):
+        table = sharpness_table(folder, matrix)
+    return [*lines, *table, ""] if table else lines

@@ -293,7 +293,9 @@ def _check_agreement(
         wanted = SPLITS[split], queries["id"][query].as_py(), documents["id"][document].as_py()
         found = [j for j in source.judgements(scratch) if (j.split, j.query, j.document) == wanted]
         other = next(j for j in found if (j.score > 0) != (found[0].score > 0))
-        text = f"query {show(wanted[1])} and document {show(wanted[2])} have the score {other.score}"
+        text = (
+            f"query {show(wanted[1])} and document {show(wanted[2])} have the score {other.score}"
+        )
         text += f" here and {found[0].score} on line {found[0].line}"
         raise problem(other.label, other.line, f"{text}; keep one of the two judgements")
 

@@ -153,7 +153,8 @@ def unconstrained_search(
     A sequence ends with a code that ends some docid at its position, or at the last position. What
     is no docid of ``trie`` is reported with document -1.
     """
-    batch, device, depth = len(input_ids), input_ids.device, len(trie.fan_out)
+    # as long as the model writes: a trie without its longest docids is shorter
+    batch, device, depth = len(input_ids), input_ids.device, len(inference.code_sizes)
     pool = _Pool(batch, beams, device, 0.0)
     source = inference.encode(input_ids, attention_mask)
     past = inference.past(batch, beams, depth)

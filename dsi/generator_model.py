@@ -122,9 +122,11 @@ def pretrained(
     make other programs replace the head by the input embeddings. The flag is set to what is true.
     """
     try:
-        model = AutoModelForSeq2SeqLM.from_pretrained(source, dtype=torch.float32, **settings)
-    except (OSError, ValueError) as error:
-        first = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        model = AutoModelForSeq2SeqLM.from_pretrained(
+            source, dtype=torch.float32, trust_remote_code=False, **settings
+        )
+    except Exception as error:  # of four libraries: a bad value, size, file or name
+        first = (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
         raise UserError(
             f"generator.source: cannot load {source!r} ({first}); give 'scratch', the name of a "
             "T5 or mT5 model or a local folder with config.json and model.safetensors"

@@ -6,7 +6,7 @@ import os
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, cast
+from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 import torch
@@ -17,10 +17,15 @@ from dsi.corpus_ids import id_rows, take
 from dsi.docids import codes_from_text, read_docids
 from dsi.errors import UserError
 from dsi.files import as_written, read_json
-from dsi.model import DSIModel, load_model
 from dsi.ranking import Ranker
+from dsi.stored import StoredModel, StoredTokenizer, stored_model, stored_tokenizer
 from dsi.tokenization import LONGEST_QUERY, load_tokenizer, tokenize
 from dsi.trie import Trie
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerFast
+
+    from dsi.model import DSIModel
 
 SCHEMA = 1
 BATCH = 256  # queries ranked at once
@@ -51,7 +56,7 @@ class SearchIndex:
     def __init__(
         self,
         ranker: Ranker,
-        tokenizer: "PreTrainedTokenizerFast",
+        tokenizer: "PreTrainedTokenizerFast | StoredTokenizer",
         document_ids: list[str],
         sizes: Sequence[int],
         corpora: list,
@@ -87,7 +92,7 @@ class SearchIndex:
         ids: list[str] = []
         docids: list[str] = []
         sizes: list[int] = []
-        model = load_model(stages[wanted] / "model")
+        model = _model(stages[wanted] / "model")
         for n in range(wanted + 1):
             more = read_docids(run / "docids" / f"D{n}.tsv")
             ids, docids = ids + more[0], docids + more[1]
@@ -95,11 +100,13 @@ class SearchIndex:
         trie = None
         if (stages[wanted] / "trie").is_dir():
             trie = Trie.load(stages[wanted] / "trie")
-        tokenizer = load_tokenizer(run / "tokenizer")
+        tokenizer = stored_tokenizer(run / "tokenizer") or load_tokenizer(run / "tokenizer")
         corpora = [read_corpus(c, deduplicate=how["deduplicate"]) for c in how["corpora"]]
         with as_written(run / "docids"):
             codes_NT = codes_from_text(docids if trie is None else [])
             check_fit(model, tokenizer, trie, codes_NT, len(ids))
+            if how.get("docids") == "atomic" and model.code_sizes != [len(ids)]:
+                raise ValueError(f"{len(ids)} documents, the model has {model.code_sizes}")
             beams, penalty = how.get("beams", 10), how.get("length_penalty", 0.0)
             ranker = Ranker(model, codes_NT, trie, beams, penalty)
         reading = {"lowercase": how["lowercase"], "prompt": how["prompt"]}
@@ -189,6 +196,15 @@ class SearchIndex:
         return Result(document_id, score, "", "")
 
 
+def _model(folder: Path) -> "DSIModel | StoredModel":
+    stored = stored_model(folder)
+    if stored is None:
+        from dsi.model import load_model  # a second or two
+
+        return load_model(folder)
+    return stored
+
+
 def _read_how(path: Path) -> dict[str, Any]:
     """index.json, each of whose values is what it must be."""
     how = read_json(path)
@@ -206,8 +222,8 @@ def _read_how(path: Path) -> dict[str, Any]:
 
 
 def check_fit(
-    model: DSIModel,
-    tokenizer: "PreTrainedTokenizerFast",
+    model: "DSIModel | StoredModel",
+    tokenizer: "PreTrainedTokenizerFast | StoredTokenizer",
     trie: Trie | None,
     codes_NT: np.ndarray,
     count: int,
@@ -215,9 +231,9 @@ def check_fit(
     """ValueError where model, tokenizer and docids are not of one run."""
     if len(tokenizer) > model.config.vocab_size:
         raise ValueError(f"{len(tokenizer)} tokens, the model has {model.config.vocab_size}")
-    if trie is not None and (len(trie) != count or trie.next_document > count):
+    if trie is not None and (len(trie) != count or count <= int(trie.documents.max())):
         raise ValueError(f"{count} documents, the trie has {len(trie)}")
     sizes = trie.widths() if trie is not None else (codes_NT.max(0) + 1).tolist()
     room = model.code_sizes
-    if not count or len(sizes) > len(room) or any(n > m for n, m in zip(sizes, room, strict=False)):
+    if len(sizes) > len(room) or any(n > m for n, m in zip(sizes, room, strict=False)):
         raise ValueError(f"{count} documents with codes {sizes}, the model has {room}")

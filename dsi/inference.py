@@ -11,13 +11,16 @@ A head width, I = H x A, K beams, S cached positions x beams, C codes.
 """
 
 from dataclasses import dataclass
-from typing import Any, NamedTuple, cast
+from typing import TYPE_CHECKING, Any, NamedTuple, cast
 
 import torch
 from torch import Tensor
 from torch.nn import functional
 
-from dsi.model import DSIModel
+if TYPE_CHECKING:
+    from dsi.model import DSIModel
+    from dsi.stored import StoredModel
+
 
 FEW = 64  # rows of a matrix product, see _project
 
@@ -58,7 +61,7 @@ class Inference:
     they are made of (norms, softmax over codes) stay float32.
     """
 
-    def __init__(self, model: DSIModel, dtype: torch.dtype | None = None):
+    def __init__(self, model: "DSIModel | StoredModel", dtype: torch.dtype | None = None):
         config = model.config
         self.dtype = dtype or model.docids.rows.dtype
         self.device = model.docids.rows.device

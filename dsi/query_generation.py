@@ -27,7 +27,7 @@ from transformers import (
 
 from dsi.copying import Copying, idf
 from dsi.errors import UserError
-from dsi.files import replace_atomically
+from dsi.files import as_written, replace_atomically
 from dsi.generator_model import GeneratorConfig, pretrained, scratch
 from dsi.query_batches import Batch, copy_batches, pair_batches
 from dsi.sampling import SamplingConfig, sample_tokens
@@ -199,14 +199,19 @@ class QueryGenerator:
                 f"{folder / 'generator.json'}: not a saved query generator ({error}); "
                 "give a folder written by QueryGenerator.save"
             ) from error
-        config = GeneratorConfig(**state["config"])
+        with as_written(folder / "generator.json"):
+            config = GeneratorConfig(**state["config"])
+            sampling = SamplingConfig(**state["sampling"])
         # the sizes were resolved when it was trained; they are in the model's own config.json
         model = pretrained(str(folder), use_safetensors=True, dropout_rate=config.dropout)
         device = device or ("cuda" if torch.cuda.is_available() else "cpu")
         tokenizer = load_tokenizer(folder)
-        sampling = SamplingConfig(**state["sampling"])
         generator = cls(model.to(device), tokenizer, config, sampling)  # type: ignore[arg-type]
-        generator.idf = load_file(folder / IDF)["idf"]
+        try:
+            generator.idf = load_file(folder / IDF)["idf"]
+        except Exception as error:  # of safetensors
+            what = f"cannot be read ({type(error).__name__}: {error})"
+            raise UserError(f"{folder / IDF}: {what}; restore the file") from error
         return generator
 
     def _ids(self, texts: Sequence[str], length: int) -> list[np.ndarray]:

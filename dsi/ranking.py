@@ -4,6 +4,7 @@ Shape legend: B queries, L source length, N documents, T docid length, K results
 """
 
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -11,8 +12,11 @@ from torch import Tensor
 
 from dsi.decoding import Found, beam_search, rank_rows, unconstrained_search
 from dsi.inference import Inference
-from dsi.model import DSIModel
 from dsi.trie import Trie
+
+if TYPE_CHECKING:
+    from dsi.model import DSIModel
+    from dsi.stored import StoredModel
 
 
 class Ranker:
@@ -26,7 +30,7 @@ class Ranker:
 
     def __init__(
         self,
-        model: DSIModel,
+        model: "DSIModel | StoredModel",
         codes_NT: np.ndarray | None = None,
         trie: Trie | None = None,
         beams: int = 10,

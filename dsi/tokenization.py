@@ -12,13 +12,17 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import islice, pairwise
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
 from dsi.errors import UserError
 from dsi.files import cache_folder, replace_atomically
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerFast
+
+    from dsi.stored import StoredTokenizer
 
 NUM_SENTINELS = 32  # <extra_id_0> ...: enough for span corruption of a passage of 256 tokens
 LONGEST_QUERY = 512  # tokens that are read of one: memory grows with the square
@@ -61,12 +65,13 @@ class Tokens:
         for tokens, rows in parts:
             own = offsets[first : first + len(rows) + 1]
             # the indices of a token take four times its place, so not of all tokens at once
-            cuts = np.searchsorted(own, np.arange(own[0], own[-1], BLOCK))
+            begin, end = int(own[0]), int(own[-1])
+            cuts = np.searchsorted(own, np.arange(begin, end, BLOCK))
             for low, high in pairwise(np.unique(np.append(cuts, len(rows))).tolist()):
                 counts = np.diff(own[low : high + 1])
                 # position of every token in the input: start of its text + place within it
                 shifts = np.repeat(tokens.offsets[rows[low:high]] - own[low:high], counts)
-                at = np.arange(own[low], own[high]) + shifts
+                at = np.arange(int(own[low]), int(own[high])) + shifts
                 values[own[low] : own[high]] = tokens.values[at]
             first += len(rows)
         return Tokens(values, offsets)
@@ -95,7 +100,7 @@ class Tokens:
         return Tokens(values, np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64))
 
 
-def train_tokenizer(texts: Iterable[str], vocabulary_size: int) -> PreTrainedTokenizerFast:
+def train_tokenizer(texts: Iterable[str], vocabulary_size: int) -> "PreTrainedTokenizerFast":
     """A Unigram tokenizer (Kudo 2018, T5's kind) trained on ``texts``.
 
     Ids: 0 ``<pad>``, 1 ``</s>``, 2 ``<unk>``, then pieces, then the sentinels of span corruption.
@@ -104,6 +109,7 @@ def train_tokenizer(texts: Iterable[str], vocabulary_size: int) -> PreTrainedTok
     """
     import sentencepiece
     from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers
+    from transformers import PreTrainedTokenizerFast
 
     written = io.BytesIO()
     try:
@@ -146,8 +152,10 @@ def train_tokenizer(texts: Iterable[str], vocabulary_size: int) -> PreTrainedTok
     )
 
 
-def load_tokenizer(source: str | Path) -> PreTrainedTokenizerFast:
+def load_tokenizer(source: str | Path) -> "PreTrainedTokenizerFast":
     """A pretrained fast tokenizer by name or local folder; it must know padding and end of text."""
+    from transformers import AutoTokenizer
+
     try:
         tokenizer = AutoTokenizer.from_pretrained(str(source), trust_remote_code=False)
     except Exception as error:  # of several libraries, with no common base
@@ -174,7 +182,7 @@ def load_tokenizer(source: str | Path) -> PreTrainedTokenizerFast:
     return tokenizer
 
 
-def tokenizer_fingerprint(tokenizer: PreTrainedTokenizerFast) -> str:
+def tokenizer_fingerprint(tokenizer: "PreTrainedTokenizerFast") -> str:
     """A hash of everything that decides how text becomes ids."""
     state = tokenizer.backend_tokenizer.to_str()
     return hashlib.sha256(state.encode("utf-8")).hexdigest()[:32]
@@ -187,7 +195,9 @@ def batches(items: Iterable[str], size: int = BATCH) -> Iterator[list[str]]:
         yield batch
 
 
-def tokenize(tokenizer: PreTrainedTokenizerFast, texts: Iterable[str]) -> Tokens:
+def tokenize(
+    tokenizer: "PreTrainedTokenizerFast | StoredTokenizer", texts: Iterable[str]
+) -> Tokens:
     """Token ids of every text, without special tokens.
 
     Texts without any token (only characters that the normaliser drops) become one unknown token,
@@ -196,7 +206,9 @@ def tokenize(tokenizer: PreTrainedTokenizerFast, texts: Iterable[str]) -> Tokens
     return Tokens.concatenate([Tokens.from_lists([]), *_tokenized(tokenizer, texts)])
 
 
-def _tokenized(tokenizer: PreTrainedTokenizerFast, texts: Iterable[str]) -> Iterator[Tokens]:
+def _tokenized(
+    tokenizer: "PreTrainedTokenizerFast | StoredTokenizer", texts: Iterable[str]
+) -> Iterator[Tokens]:
     backend = tokenizer.backend_tokenizer
     backend.no_truncation()
     backend.no_padding()
@@ -209,7 +221,7 @@ def _tokenized(tokenizer: PreTrainedTokenizerFast, texts: Iterable[str]) -> Iter
 
 
 def cached_tokenize(
-    tokenizer: PreTrainedTokenizerFast,
+    tokenizer: "PreTrainedTokenizerFast",
     texts: Iterable[str],
     content: str,
     cache: Path | None = None,
@@ -222,7 +234,8 @@ def cached_tokenize(
     """
     key = hashlib.sha256(f"{content}:{tokenizer_fingerprint(tokenizer)}".encode()).hexdigest()[:32]
     folder = (cache or cache_folder()) / "tokens" / key
-    if not (folder / "complete.json").exists():
+    kept = _kept_tokens(folder)
+    if kept is None:
 
         def write(target: Path) -> None:
             lengths = _write_values(target / "values.npy", _tokenized(tokenizer, texts))
@@ -231,9 +244,24 @@ def cached_tokenize(
             (target / "complete.json").write_text(json.dumps({"texts": len(lengths)}))
 
         replace_atomically(folder, write)
-    values = np.load(folder / "values.npy", mmap_mode="r", allow_pickle=False)
-    offsets = np.load(folder / "offsets.npy", allow_pickle=False)
-    return Tokens(values, offsets)
+        kept = _kept_tokens(folder)
+    if kept is None:
+        raise UserError(f"{folder}: damaged and cannot be replaced; remove it or set DSI_CACHE")
+    return kept
+
+
+def _kept_tokens(folder: Path) -> Tokens | None:
+    """An entry of the cache; None where it is absent or not what was written."""
+    if not (folder / "complete.json").exists():
+        return None
+    try:
+        values = np.load(folder / "values.npy", mmap_mode="r", allow_pickle=False)
+        offsets = np.load(folder / "offsets.npy", allow_pickle=False)
+        is_whole = values.dtype == np.int32 and offsets.dtype == np.int64
+        is_whole = is_whole and offsets[0] == 0 and offsets[-1] == len(values)
+        return Tokens(values, offsets) if is_whole and (np.diff(offsets) > 0).all() else None
+    except (OSError, ValueError, EOFError, LookupError, AttributeError):
+        return None
 
 
 def _write_values(path: Path, parts: Iterable[Tokens]) -> np.ndarray:

@@ -51,8 +51,16 @@ def test_every_launch_configuration_is_accelerates(path):
     from accelerate.commands.config.config_args import load_config_from_file
 
     config = load_config_from_file(str(ROOT / path))
-    assert config.num_machines == 1
-    assert config.num_processes == {"cpu-2-ranks": 2, "one-gpu": 1, "ddp-8-gpus": 8}[path.stem]
+    machines, processes = {
+        "cpu-2-ranks": (1, 2),
+        "one-gpu": (1, 1),
+        "ddp-8-gpus": (1, 8),
+        "fsdp2-8-gpus": (1, 8),
+        "ddp-2-machines": (2, 16),
+    }[path.stem]
+    assert (config.num_machines, config.num_processes) == (machines, processes)
+    if path.stem.startswith("fsdp2"):
+        assert config.fsdp_config["fsdp_version"] == 2
     # precision belongs to the run: a launcher's would silently change what a configuration means
     assert config.mixed_precision == "no"
     assert f"configs/accelerate/{path.name}" in (ROOT / path).read_text("utf-8")

@@ -11,7 +11,14 @@ import numpy as np
 
 from continual.context import QueryPool, StageContext, true_queries
 from dsi.errors import UserError
-from dsi.files import cache_folder, replace_atomically, write_json, write_text
+from dsi.files import (
+    as_written,
+    cache_folder,
+    read_json,
+    replace_atomically,
+    write_json,
+    write_text,
+)
 from dsi.lexical_queries import LexicalQueries
 from dsi.memory_quality import bm25_ranks, measure
 from dsi.pseudo_queries import cached_generate
@@ -108,7 +115,7 @@ class GenerativeReplay:
             self._write(context, corpus, path)
         context.wait()
         # logged by the stage that writes, also when a run goes on after that stage was cut off
-        quality = json.loads(path.with_name("memory_quality.json").read_text("utf-8"))
+        quality = read_json(path.with_name("memory_quality.json"))
         for writer, values in quality.items():
             if values["stage"] == context.stage:
                 shown = {k: v for k, v in values.items() if isinstance(v, int | float)}
@@ -228,7 +235,7 @@ def _checkpoint_hash(source: str) -> str | None:
 
 
 def _read(path: Path, writer: str) -> Iterator[tuple[int, list[str]]]:
-    with open(path, encoding="utf-8") as file:
+    with as_written(path), open(path, encoding="utf-8") as file:
         for line in file:
             entry = json.loads(line)
             if entry["writer"] == writer:

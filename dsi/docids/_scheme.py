@@ -13,6 +13,9 @@ import numpy as np
 
 from dsi.errors import UserError
 
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerFast
+
 _DOCID = re.compile("[0-9]{1,9}(-[0-9]{1,9})*")  # nine digits fit int32
 
 
@@ -50,8 +53,6 @@ class Scheme:
     """Whether all positions read and write one table of codes (text) instead of one each."""
     suffix: ClassVar[bool] = False
     """Whether the last code tells apart documents that would have the same docid (collisions)."""
-    reads: ClassVar[frozenset[str]] = frozenset()
-    """Which of titles, texts, embeddings, tokenizer the scheme asks for."""
 
     Config: ClassVar[Any]
 
@@ -135,6 +136,8 @@ def read_docids(path: Path) -> tuple[list[str], list[str]]:
             raise UserError(f"{path}:{number}: {what}; restore the file")
         ids.append(document)
         docids.append(docid)
+    if not ids:
+        raise UserError(f"{path}: no documents; restore the file")
     return ids, docids
 
 

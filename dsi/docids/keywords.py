@@ -25,7 +25,6 @@ class Keyword(TextScheme):
     depend on what arrives with it. A word that D_0 does not have counts as the rarest.
     """
 
-    reads = frozenset({"texts", "tokenizer"})
 
     @dataclass(frozen=True)
     class Config:

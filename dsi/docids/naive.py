@@ -1,11 +1,14 @@
 """Naively structured docids: the document's number, digit by digit (DSI section 3.2)."""
 
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
-from transformers import PreTrainedTokenizerFast
 
 from dsi.docids._scheme import NewDocuments, Scheme
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerFast
 
 
 class Naive(Scheme):
@@ -45,7 +48,7 @@ class Naive(Scheme):
             rows[:, size] = 0
         return codes_MT
 
-    def readable(self, codes_T: np.ndarray, tokenizer: PreTrainedTokenizerFast) -> str:
+    def readable(self, codes_T: np.ndarray, tokenizer: "PreTrainedTokenizerFast") -> str:
         """The digits; with hyphens between them above base 10."""
         digits = [str(code - 1) for code in codes_T.tolist() if code > 0]
         return ("" if self.config.base <= 10 else "-").join(digits)

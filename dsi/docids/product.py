@@ -73,7 +73,6 @@ class Product(Scheme):
                 raise ValueError(f"new_codes: must not be negative, got {self.new_codes}")
 
     suffix = True
-    reads = frozenset({"embeddings"})
 
     def __init__(self, config: "Product.Config | None" = None):
         super().__init__(config)

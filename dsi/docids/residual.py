@@ -52,7 +52,6 @@ class Residual(Scheme):
                 raise ValueError(f"codes: must be at least 2, got {self.codes}")
 
     suffix = True
-    reads = frozenset({"embeddings"})
 
     def __init__(self, config: "Residual.Config | None" = None):
         super().__init__(config)

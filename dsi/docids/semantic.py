@@ -46,8 +46,6 @@ class Semantic(Scheme):
             if self.c < 1:
                 raise ValueError(f"c: must be above zero, got {self.c}")
 
-    reads = frozenset({"embeddings"})
-
     def __init__(self, config: "Semantic.Config | None" = None):
         super().__init__(config)
         self._tree: _Tree | None = None

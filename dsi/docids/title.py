@@ -14,7 +14,6 @@ class Title(TextScheme):
     code. A document without a title has the first words of its text instead.
     """
 
-    reads = frozenset({"titles", "texts", "tokenizer"})
 
     @dataclass(frozen=True)
     class Config:

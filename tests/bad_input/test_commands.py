@@ -15,7 +15,11 @@ BAD = {
     "a gigantic command": (["x" * 100_000], "argument COMMAND: invalid choice", "dsi --help"),
     "a misspelt option": (["train", "--resum3"], "unrecognized arguments: --resum3", "--help"),
     "an option of another command": (["train", "--k", "3"], "unrecognized arguments", "--help"),
-    "two files": (["train", "a.yaml", "b.yaml"], "a.yaml b.yaml: expected at most one", "key=value"),
+    "two files": (
+        ["train", "a.yaml", "b.yaml"],
+        "a.yaml b.yaml: expected at most one",
+        "key=value",
+    ),
     "a file that is absent": (["train", "a.yaml"], "a.yaml: cannot read", "give a YAML file"),
     "a file with a NUL": (["train", "a\0.yaml"], "a\\x00.yaml: cannot read", "give a"),
     "a file name too long": (["train", LONG], "aaa", "give a YAML file"),
@@ -35,7 +39,11 @@ BAD = {
     "adding what is absent": (["add", "run", "absent"], "absent: no such folder", "give a folder"),
     "adding an empty name": (["add", "run", ""], "corpus: an empty name", "give a folder"),
     "adding a NUL": (["add", "run", "a\0b"], "a\\x00b: no such folder", "give a folder"),
-    "adding a file": (["add", "run", "corpus/corpus.jsonl"], "", "corpus.jsonl: is a file; for JSONL files give"),
+    "adding a file": (
+        ["add", "run", "corpus/corpus.jsonl"],
+        "",
+        "corpus.jsonl: is a file; for JSONL files give",
+    ),
     "searching nothing": (["search", "absent", "x"], "absent: no run here", "run directory"),
     "searching a NUL": (["search", "a\0b", "x"], "a\\x00b: no run here", "run directory"),
     "searching a long name": (["search", LONG, "x"], "aaa", "give a run directory"),
@@ -49,7 +57,11 @@ BAD = {
         "argument --k: invalid int",
         "999",
     ),
-    "a stage that is not there": (["search", "run", "x", "--stage", "9"], "run: no stage 9", "[0, 1]"),
+    "a stage that is not there": (
+        ["search", "run", "x", "--stage", "9"],
+        "run: no stage 9",
+        "[0, 1]",
+    ),
     "a negative stage": (["search", "run", "x", "--stage", "-1"], "run: no stage -1", "[0, 1]"),
     "a corpus that is not there": (
         ["search", "run", "x", "--corpus", "D7"],
@@ -71,7 +83,11 @@ BAD = {
         "absent: cannot be read",
         "one a line",
     ),
-    "ids in a folder": (["search", "run", "x", "--without", "corpus"], "corpus: cannot", "one a line"),
+    "ids in a folder": (
+        ["search", "run", "x", "--without", "corpus"],
+        "corpus: cannot",
+        "one a line",
+    ),
     "ids with a NUL": (
         ["search", "run", "x", "--documents", "a\0b"],
         "a\\x00b: cannot be read",

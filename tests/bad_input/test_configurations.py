@@ -121,7 +121,11 @@ BAD_SETTINGS: dict[str, tuple[str, str, str]] = {
     "a rate that is no number": ("training.learning_rate=.nan", "training.learning_rate: ", "nan"),
     "a share above one": ("sampling.new=1.01", "sampling.new: must lie between 0 and 1", "1.01"),
     "a name that climbs": ("name=../x", "name: must be a plain folder name", "'../x'"),
-    "a name that is a path": ("name=/tmp/x", "name: must be a plain folder name", "'/tmp/x'"),
+    "a name that is a path": (
+        "name=/absolute/x",
+        "name: must be a plain folder name",
+        "'/absolute/x'",
+    ),
     "a name of Windows": ("name=a\\b", "name: must be a plain folder name", "plain"),
     "a name with a NUL": ('name="a\\0b"', "name: must be a plain folder name", "plain"),
     "a name with a line end": ('name="a\\nb"', "name: must be short and without", "control"),

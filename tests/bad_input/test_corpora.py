@@ -191,7 +191,11 @@ SETTINGS = {
     ),
     "an unknown stream": ("data.stream=tow", "corpus/streams/tow.json: no such", "mean 'two'"),
     "a stream that climbs": ("data.stream=../../etc/x", "../../etc/x: no such file", "give JSON"),
-    "a stream with a NUL": ('data.stream="a\\0b"', "corpus/streams/a\\x00b.json: no such", "there are: two"),
+    "a stream with a NUL": (
+        'data.stream="a\\0b"',
+        "corpus/streams/a\\x00b.json: no such",
+        "there are: two",
+    ),
     "a stream too long": (f"data.stream={'a' * 300}", "corpus/streams/aaa", "there are: two"),
     "a stream path too long": (f"data.stream={'a' * 300}/b.json", "aaa", "give JSON"),
     "a stream that is a folder": ("data.stream=corpus/", "corpus/: no such file", "give JSON"),

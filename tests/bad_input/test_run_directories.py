@@ -119,7 +119,9 @@ ATOMIC = {
     "configuration empty, of another stream": Bad(
         "config.yaml", replaced("stream: two", "stream: tow"), (EVALUATE,), "mean 'two'", ""
     ),
-    "configuration cut": Bad("config.yaml", holding("name: [a"), (EVALUATE, ADD, RESUME), "correct"),
+    "configuration cut": Bad(
+        "config.yaml", holding("name: [a"), (EVALUATE, ADD, RESUME), "correct"
+    ),
     "configuration binary": Bad(
         "config.yaml", holding(b"\x80\x04\x95."), (EVALUATE, RESUME), "save it as UTF-8"
     ),
@@ -141,11 +143,22 @@ ATOMIC = {
     "index a nest": Bad("index.json", holding("[" * 90_000), (SEARCH,), "restore the file"),
     "index of another schema": Bad("index.json", changed("schema", to=9), (SEARCH,), "reads 1"),
     "index without corpora": Bad("index.json", changed("corpora"), (SEARCH,), "restore the file"),
-    "index of a number": Bad("index.json", changed("corpora", to=[5]), (SEARCH,), "write", "corpus"),
+    "index of a number": Bad(
+        "index.json", changed("corpora", to=[5]), (SEARCH,), "write", "corpus"
+    ),
     "index of no beams": Bad("index.json", changed("beams", to=0), (SEARCH,), "restore the file"),
-    "index of a text for a prompt": Bad("index.json", changed("prompt", to=3), (SEARCH,), "restore"),
+    "index of a text for a prompt": Bad(
+        "index.json", changed("prompt", to=3), (SEARCH,), "restore"
+    ),
     "index of an absent corpus": Bad(
-        "index.json", changed("corpora", to=["/absent/corpus"]), (SEARCH,), "give a folder", "/absent"
+        "index.json",
+        changed("corpora", to=["/absent/corpus"]),
+        (SEARCH,),
+        "give a folder",
+        "/absent",
+    ),
+    "a character out of place": Bad(
+        "docids/D1.tsv", replaced("d18", "d18\x1b[2J"), (EVALUATE,), "restore the corpus"
     ),
     "matrix gone": Bad(
         "matrix.json", gone, (REPORT,), "matrix.json is missing", "run: no finished stage here"
@@ -176,21 +189,32 @@ ATOMIC = {
         "matrix.json", changed("metrics", "../../escape", to=[]), (REPORT,), "restore the file"
     ),
     "matrix with an absolute metric": Bad(
-        "matrix.json", changed("metrics", "/tmp/escape", to=[]), (REPORT,), "restore the file"
+        "matrix.json", changed("metrics", "/absolute/escape", to=[]), (REPORT,), "restore the file"
     ),
     "matrix of more corpora": Bad(
         "matrix.json", changed("corpora", to=["D0", "D1", "D2"]), (REPORT,), "restore the file"
     ),
     "docids gone": Bad("docids/D0.tsv", gone, (SEARCH, EVALUATE), "restore the file"),
     "docids cut": Bad("docids/D0.tsv", cut, (SEARCH, EVALUATE), "restore"),
-    "docids empty": Bad("docids/D0.tsv", emptied, (SEARCH, EVALUATE), "restore", "run/docids"),
+    "docids empty": Bad("docids/D0.tsv", emptied, (SEARCH, EVALUATE), "restore the file"),
+    "docids of fewer documents": Bad(
+        "docids/D1.tsv",
+        lambda path: path.write_text("d18\t18\n"),
+        (SEARCH, EVALUATE),
+        "restore",
+        "run/docids",
+    ),
     "docids not UTF-8": Bad("docids/D0.tsv", flipped(0), (EVALUATE,), "restore the corpus"),
     "docids binary": Bad("docids/D1.tsv", holding(b"\xff\t1\n"), (SEARCH, EVALUATE), "restore the"),
-    "docids of one column": Bad("docids/D0.tsv", replaced("\t", " "), (SEARCH, EVALUATE), "restore"),
+    "docids of one column": Bad(
+        "docids/D0.tsv", replaced("\t", " "), (SEARCH, EVALUATE), "restore"
+    ),
     "docids of three columns": Bad(
         "docids/D0.tsv", replaced("\t", "\t1\t"), (SEARCH, EVALUATE), "restore the file"
     ),
-    "docids of letters": Bad("docids/D0.tsv", replaced("\t0", "\tx"), (SEARCH, EVALUATE), "restore"),
+    "docids of letters": Bad(
+        "docids/D0.tsv", replaced("\t0", "\tx"), (SEARCH, EVALUATE), "restore"
+    ),
     "docids out of range": Bad(
         "docids/D0.tsv",
         replaced("\t0\n", "\t999999999\n"),
@@ -307,13 +331,6 @@ ATOMIC = {
     "tokenizer description cut": Bad(
         "tokenizer/tokenizer_config.json", cut, (SEARCH,), "run/tokenizer", "tokenizer.source: "
     ),
-    "tokenizer that asks for code": Bad(
-        "tokenizer/tokenizer_config.json",
-        changed("auto_map", to={"AutoTokenizer": ["evil.Evil", "evil.Evil"]}),
-        (SEARCH,),
-        "",
-        "tokenizer.source: ",
-    ),
     "stages gone": Bad("stages", gone, (SEARCH, EVALUATE), "dsi train --resume", "run: no stage"),
     "docid report cut": Bad("docids/report.json", cut, (REPORT,), "restore the file"),
     "docid report a list": Bad("docids/report.json", holding("[]"), (REPORT,), "restore the file"),
@@ -332,7 +349,11 @@ ATOMIC = {
     "additions without corpus": Bad("added.json", holding("[{}]"), (EVALUATE, ADD), "restore the"),
     "additions of numbers": Bad("added.json", holding("[5]"), (EVALUATE, ADD), "restore the file"),
     "additions of an absent corpus": Bad(
-        "added.json", holding('[{"corpus": "/absent"}]'), (EVALUATE, ADD), "give a folder", "/absent"
+        "added.json",
+        holding('[{"corpus": "/absent"}]'),
+        (EVALUATE, ADD),
+        "give a folder",
+        "/absent",
     ),
 }
 
@@ -346,9 +367,7 @@ TREE = {
     ),
     "trie description gone": Bad("stages/01/trie/trie.json", gone, (SEARCH,), "restore the file"),
     "trie description cut": Bad("stages/01/trie/trie.json", cut, (SEARCH,), "restore the file"),
-    "trie description a list": Bad(
-        "stages/01/trie/trie.json", holding("[]"), (SEARCH,), "reads 1"
-    ),
+    "trie description a list": Bad("stages/01/trie/trie.json", holding("[]"), (SEARCH,), "reads 1"),
     "trie description with a key more": Bad(
         "stages/01/trie/trie.json", changed("more", to=1), (SEARCH,), "restore the file"
     ),
@@ -369,7 +388,7 @@ TREE = {
         flipped(-1),
         (SEARCH,),
         "restore the file",
-        "run/stages/01/trie",
+        "run/docids",
     ),
     "trie array with a flipped node": Bad(
         "stages/01/trie/start.npy", flipped(-1), (SEARCH,), "restore the file", "run/stages/01/trie"
@@ -400,7 +419,11 @@ TREE = {
         "docids/embedder/embedder.json", changed("source", to="os"), (ADD,), "restore the folder"
     ),
     "embedder weights cut": Bad(
-        "docids/embedder/tfidf.safetensors", cut, (ADD,), "restore the folder", "run/docids/embedder"
+        "docids/embedder/tfidf.safetensors",
+        cut,
+        (ADD,),
+        "restore the folder",
+        "run/docids/embedder",
     ),
     "embedder words cut": Bad(
         "docids/embedder/words.json", cut, (ADD,), "restore the folder", "run/docids/embedder"
@@ -427,7 +450,9 @@ def refuse(place: Place, case: Bad) -> None:
     case.damage(path)
     start = f"run/{case.name}" if case.start is None else case.start
     for command in case.commands:
-        place.refuse(command, start, case.fix)
+        # a run that goes on is named by its whole path, wherever it was moved from
+        whole = f"{place.folder}/{start}" if command is RESUME and start[:4] == "run/" else start
+        place.refuse(command, whole, case.fix)
 
 
 @pytest.mark.parametrize("case", ATOMIC.values(), ids=ATOMIC)

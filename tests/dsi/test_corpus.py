@@ -10,7 +10,8 @@ from dsi.errors import UserError
 
 TEXT = st.text(st.characters(exclude_categories=["Cs"]), max_size=40)
 FILLED = TEXT.filter(str.strip)
-IDS = st.lists(FILLED.filter(lambda s: s.split() == [s]), min_size=1, max_size=8, unique=True)
+ID = st.text(st.characters(exclude_categories=["Cs", "Cc"]), max_size=40)
+IDS = st.lists(ID.filter(lambda s: s.split() == [s]), min_size=1, max_size=8, unique=True)
 
 
 @st.composite
@@ -20,7 +21,10 @@ def corpora(draw):
     documents = [{"_id": d, "title": draw(TEXT), "text": draw(FILLED)} for d in ids]
     queries = [{"_id": q, "text": draw(FILLED)} for q in query_ids]
     triples = st.tuples(st.sampled_from(query_ids), st.sampled_from(ids), st.integers(-1, 3))
-    qrels = {split: draw(st.lists(triples, max_size=8)) for split in ("train", "dev", "test")}
+    qrels = {
+        split: draw(st.lists(triples, max_size=8, unique_by=lambda t: t[:2]))
+        for split in ("train", "dev", "test")
+    }
     cut = draw(st.integers(1, len(ids)))
     stream = [part for part in (ids[:cut], ids[cut:]) if part]
     return documents, queries, qrels, stream

@@ -221,6 +221,32 @@ def test_without_constraint_the_search_is_over_all_sequences():
     assert np.array_equal(half.codes.numpy(), every[held.documents.numpy()])
 
 
+def test_without_constraint_the_model_writes_as_far_as_it_can():
+    """Whatever has been removed, also when no docid of full length is left."""
+    codes_NT = make_docids(ENDED, 80, seed=1)
+    inference, trie = Inference(string_model(codes_NT)), Trie.build(codes_NT)
+    long = np.flatnonzero((codes_NT >= 0).sum(1) == codes_NT.shape[1])
+    shorter = trie.remove(long)
+    assert len(shorter.fan_out) < len(trie.fan_out)
+    ids, mask = queries(4)
+    full = unconstrained_search(inference, trie, ids, mask, 10)
+    found = unconstrained_search(inference, shorter, ids, mask, 10)
+    assert found.codes.shape == full.codes.shape
+    assert (found.codes[..., -1] >= 0).any()
+
+
+@pytest.mark.slow
+def test_the_whole_search_compiles():
+    codes_NT = make_docids(ENDED, 80, seed=1)
+    inference, trie = Inference(string_model(codes_NT)), Trie.build(codes_NT)
+    ids, mask = queries(3)
+    compiled = torch.compile(beam_search, backend="aot_eager")
+    ours = compiled(inference, trie, ids, mask, 4)
+    theirs = beam_search(inference, trie, ids, mask, 4)
+    assert torch.equal(ours.documents, theirs.documents)
+    torch.testing.assert_close(ours.scores, theirs.scores)
+
+
 def test_unconstrained_sequences_end_where_docids_do():
     codes_NT = make_docids(ENDED, 80, seed=1)
     model = string_model(codes_NT)

@@ -59,6 +59,18 @@ def test_tokens_are_lists(lists, data):
     assert [taken[i].tolist() for i in range(len(taken))] == [lists[i] for i in chosen]
 
 
+@pytest.mark.parametrize("block", [1, 2, 3, 7, 100])
+def test_tokens_are_chosen_block_by_block(monkeypatch, block):
+    monkeypatch.setattr("dsi.tokenization.BLOCK", block)
+    one, two = Tokens.from_lists([[], [1, 2], [3], []]), Tokens.from_lists([[4, 5, 6], [7]])
+    chosen = Tokens.chosen(
+        [(one, np.array([3, 2, 0, 1])), (two, np.array([], np.int64)), (two, np.array([1, 0, 1]))]
+    )
+    lists = [chosen[i].tolist() for i in range(len(chosen))]
+    assert lists == [[], [3], [], [1, 2], [7], [4, 5, 6], [7]]
+    assert (chosen.values.dtype, chosen.offsets.dtype) == (np.int32, np.int64)
+
+
 @given(st.lists(LISTS, min_size=1, max_size=4))
 def test_concatenated_tokens_are_concatenated_lists(parts):
     tokens = Tokens.concatenate([Tokens.from_lists(lists) for lists in parts])

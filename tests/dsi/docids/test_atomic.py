@@ -33,4 +33,4 @@ def test_an_assignment_survives_its_file(tokenizer):
     again.restore(codes_from_text(lines))
     assert np.array_equal(again.codes_NT, scheme.codes_NT)
     assert again.extend(NewDocuments(count=1)).tolist() == [[12]]
-    assert not Atomic.shared and not Atomic.reads and again.state_dict() == {}
+    assert not Atomic.shared and again.state_dict() == {}

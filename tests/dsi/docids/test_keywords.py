@@ -128,6 +128,5 @@ def test_settings_that_cannot_work():
         Keyword.Config(max_length=0)
 
 
-def test_it_shares_one_table_and_says_what_it_reads():
+def test_it_shares_one_table():
     assert Keyword.shared and Keyword.suffix
-    assert Keyword.reads == {"texts", "tokenizer"}

@@ -183,6 +183,5 @@ def test_a_document_without_a_token_never_is_an_end_alone(tokenizer, unknown):
     assert extended(Altered(tokenizer, unk_token_id=None, eos_token_id=0), "") == [[1, 0]]
 
 
-def test_it_shares_one_table_and_says_what_it_reads():
+def test_it_shares_one_table():
     assert Title.shared and Title.suffix
-    assert Title.reads == {"titles", "texts", "tokenizer"}
