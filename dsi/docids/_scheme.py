@@ -131,9 +131,11 @@ def read_docids(path: Path) -> tuple[list[str], list[str]]:
     ids, docids = [], []
     for number, line in enumerate(lines, start=1):
         document, tab, docid = line.partition("\t")
-        if not (document and tab and _DOCID.fullmatch(docid)):
+        if not (document and tab):
             what = "not a document id, a tab and a docid"
             raise UserError(f"{path}:{number}: {what}; restore the file")
+        if not _DOCID.fullmatch(docid):
+            raise UserError(f"{path}: not a docid on line {number}; restore the file")
         ids.append(document)
         docids.append(docid)
     if not ids:

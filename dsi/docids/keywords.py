@@ -25,7 +25,6 @@ class Keyword(TextScheme):
     depend on what arrives with it. A word that D_0 does not have counts as the rarest.
     """
 
-
     @dataclass(frozen=True)
     class Config:
         """How many words, and how much of them is written."""

@@ -14,7 +14,6 @@ class Title(TextScheme):
     code. A document without a title has the first words of its text instead.
     """
 
-
     @dataclass(frozen=True)
     class Config:
         """How much of a title is written."""
