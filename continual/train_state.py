@@ -62,7 +62,7 @@ def from_checkpoint(
     """The inverse; ``select`` chooses the parameters that are trained."""
     values = found.values
     # from its configuration: a run that began with a pretrained checkpoint needs it no more
-    model = DSIModel(DSIConfig.from_dict(values["model"]))
+    model: Any = DSIModel(DSIConfig.from_dict(values["model"]))
     weights = found.tensors["model"]
     weights["decoder.embed_tokens.weight"] = weights["encoder.embed_tokens.weight"]
     model.load_state_dict(weights)

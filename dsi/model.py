@@ -416,9 +416,9 @@ def load_model(folder: str | Path) -> DSIModel:
         if not (folder / name).is_file():
             raise UserError(f"{folder / name}: missing; restore the whole folder")
     try:
-        model, report = DSIModel.from_pretrained(
-            str(folder), use_safetensors=True, output_loading_info=True, local_files_only=True
-        )
+        options: dict[str, Any] = dict(output_loading_info=True, local_files_only=True)
+        loaded: Any = DSIModel.from_pretrained(str(folder), use_safetensors=True, **options)
+        model, report = loaded
     except Exception as error:  # of four libraries: a bad value, size or file
         what = " ".join(f"{type(error).__name__}: {error}".split())[:200]
         raise UserError(f"{folder}: cannot load the model ({what}); restore the folder") from error

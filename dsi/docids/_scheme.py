@@ -121,6 +121,9 @@ def read_docids(path: Path) -> tuple[list[str], list[str]]:
     """Document ids and docids of a file of lines "document id, tab, docid"; UserError otherwise."""
     try:
         lines = path.read_bytes().decode("utf-8").split("\n")
+    except FileNotFoundError as error:
+        text = "missing, and docids are never made again; restore the file"
+        raise UserError(f"{path}: {text}") from error
     except OSError as error:
         what = f"cannot be read ({error.strerror or error})"
         raise UserError(f"{path}: {what}; docids are never made again, restore the file") from error
