@@ -9,7 +9,8 @@ Shape legend: B batch, L source length, T docid length, C codes of a position, D
 W text length, V text vocabulary, N documents.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -31,6 +32,7 @@ from transformers.models.t5.modeling_t5 import (
     T5LayerNorm,
     T5Stack,
 )
+from transformers.utils import logging
 
 from dsi.errors import UserError
 
@@ -409,6 +411,17 @@ def _read_checkpoint(source: str) -> tuple[PretrainedConfig, Any]:
     return config, checkpoint
 
 
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Without transformers' report of what a checkpoint lacks: that is an error of ours, below."""
+    level = logging.get_verbosity()
+    logging.set_verbosity_error()
+    try:
+        yield
+    finally:
+        logging.set_verbosity(level)
+
+
 def load_model(folder: str | Path) -> DSIModel:
     """A model that ``save_pretrained`` wrote; UserError for files that are missing or broken."""
     folder = Path(folder)
@@ -417,7 +430,8 @@ def load_model(folder: str | Path) -> DSIModel:
             raise UserError(f"{folder / name}: missing; restore the whole folder")
     try:
         options: dict[str, Any] = dict(output_loading_info=True, local_files_only=True)
-        loaded: Any = DSIModel.from_pretrained(str(folder), use_safetensors=True, **options)
+        with _quiet():
+            loaded: Any = DSIModel.from_pretrained(str(folder), use_safetensors=True, **options)
         model, report = loaded
     except Exception as error:  # of four libraries: a bad value, size or file
         what = " ".join(f"{type(error).__name__}: {error}".split())[:200]

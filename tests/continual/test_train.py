@@ -20,10 +20,10 @@ def launch(monkeypatch, *arguments: str) -> int:
 
 def test_arguments_are_those_of_dsi_train(monkeypatch):
     calls = []
-    monkeypatch.setattr(runs, "train", lambda config, **options: calls.append((config, options)))
-    assert launch(monkeypatch, "seed=4", "--overwrite", "threads=1") == 0
+    monkeypatch.setattr(runs, "train", lambda config, *options: calls.append((config, *options)))
+    assert launch(monkeypatch, "seed=4", "--overwrite", "--accept", "code", "threads=1") == 0
     config = load_config(None, ["seed=4", "threads=1"])
-    assert calls == [(config, {"resume": False, "overwrite": True})]
+    assert calls == [(config, False, True, ["code"])]
 
 
 @pytest.mark.parametrize(
