@@ -16,11 +16,9 @@ from accelerate import Accelerator
 from torch import Tensor, nn
 
 from continual.passes import Part, Passes, Result, displaced, largest, noised
-from continual.sharpness._policy import Policy, Step, norm
+from continual.sharpness._policy import DECODER, Policy, Step, norm
 from dsi.batching import Batch
 from dsi.errors import UserError
-
-DECODER = ("decoder.", "docids.", "lm_head.")
 
 
 @dataclass(frozen=True)

@@ -7,6 +7,9 @@ from typing import Any, ClassVar, Literal
 import torch
 from torch import Tensor
 
+DECODER = ("decoder.", "docids.", "lm_head.")
+"""How the names of the decoder's weights, and of what scores docids and words, begin."""
+
 Displacement = list[Tensor | None]
 """One entry per weight: what is added to it for a pass; None leaves the weight alone."""
 

@@ -2,10 +2,8 @@
 
 from dataclasses import dataclass
 
-from continual.sharpness._policy import Displacement, Step, along
+from continual.sharpness._policy import DECODER, Displacement, Step, along
 from continual.sharpness.sam import SAM
-
-DECODER = ("decoder.", "docids.", "lm_head.")
 
 
 class DecoderOnlySAM(SAM):
