@@ -59,12 +59,14 @@ class Passes:
         sync: bool = True,
         scores: Literal["none", "logits", "gradients"] = "none",
         cotangents: Sequence[Sequence[Tensor]] | None = None,
+        encoded: Sequence[tuple[Tensor, Tensor]] | None = None,
     ) -> Result:
         """One forward and backward pass: adds to ``.grad`` the gradient of losses / targets.
 
         ``sync``: averaged over the ranks, so ``targets`` are those of all ranks; otherwise nothing
         is exchanged. ``scores``: return each part's logits, or the loss's gradient at them, which a
-        later pass may take as ``cotangents`` in place of its own.
+        later pass may take as ``cotangents`` in place of its own. ``encoded``: what :meth:`encode`
+        gave for each part.
         """
         # normalised by the targets of the whole update, so that ranks and micro-batches of
         # unequal size add up to the gradient of one big batch; DDP averages over the ranks
@@ -74,7 +76,8 @@ class Passes:
             exchange = sync and i == len(parts) - 1
             with torch.enable_grad() if exchange else self.accelerator.no_sync(self.model):
                 wanted = scores != "none" or cotangents is not None
-                losses, logits = self.forward(part, logits=wanted)
+                states = None if encoded is None else encoded[i]
+                losses, logits = self.forward(part, logits=wanted, encoded=states)
                 total = losses.sum() * part.factor / targets
                 if cotangents is None:
                     loss = total * ranks

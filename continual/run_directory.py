@@ -1,5 +1,6 @@
 """The run directory: the contract of everything downstream (schema 1)."""
 
+import functools
 import importlib.metadata
 import json
 import os
@@ -252,6 +253,7 @@ def _cell(value: float | None) -> str:
     return f"{'':>7}" if value is None else f"{100 * value:7.1f}"
 
 
+@functools.cache
 def _git_commit() -> str | None:
     try:
         done = subprocess.run(

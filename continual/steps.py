@@ -102,18 +102,10 @@ def take_step(
     return Update(passes.reduce(loss))
 
 
-def cut(
-    batch: Batch, accelerator: Accelerator, micro_batches: int, shard: int = 0, shards: int = 1
-) -> list[Part]:
-    """The micro-batches of this rank (of one of its shards)."""
-    world, rank = accelerator.num_processes, accelerator.process_index
-    first = (rank * shards + shard) * micro_batches
-    parts = world * shards * micro_batches
-    if parts == 1:
-        return [Part(batch, 0)]
-    return [
-        Part(batch.part(first + i, parts), shard * micro_batches + i) for i in range(micro_batches)
-    ]
+def cut(batch: Batch, accelerator: Accelerator, micro_batches: int) -> list[Part]:
+    """The micro-batches of this rank."""
+    rank, world = accelerator.process_index, accelerator.num_processes
+    return _pieces(batch, rank * micro_batches, micro_batches, world * micro_batches)
 
 
 class Descent:
@@ -151,12 +143,10 @@ class Descent:
         for i in range(shards):
             # strided like micro-batches, so that every shard has texts of all lengths
             whole = batch.part(self.accelerator.process_index * shards + i, world * shards)
-            parts = [
-                Part(piece.batch, i * pieces + piece.index) for piece in _halves(whole, pieces)
-            ]
+            parts = _pieces(whole, 0, pieces, pieces, i * pieces)
             ascent = self._some(whole)
-            few = _halves(ascent, min(pieces, len(ascent.documents)))
-            few = [Part(piece.batch, i * pieces + piece.index) for piece in few]
+            number = min(pieces, len(ascent.documents))
+            few = _pieces(ascent, 0, number, number, i * pieces)
             fresh = Step([], [], update=step.update, rate=step.rate, seed=step.seed)
             found = self.shard(parts, whole.targets(), few, ascent.targets(), fresh)
             found = _weighted(found, whole.targets() / batch.targets())
@@ -326,13 +316,7 @@ class Descent:
         with displaced(list(named.values()), self.spare) as move:
             move(self.policy.perturbation(step))
             step.gradients.clear()
-            for i, (part, states) in enumerate(zip(parts, encoded, strict=True)):
-                exchange = self.sync and i == len(parts) - 1
-                with torch.enable_grad() if exchange else self.accelerator.no_sync(passes.model):
-                    losses, _ = passes.forward(part, encoded=states)
-                    scale = ranks if self.sync else 1
-                    self.accelerator.backward(losses.sum() / targets * scale)
-            self._penalise()
+            self._gradients(parts, targets, encoded=encoded)
         weights = [p for p in every.values() if p.grad is not None]
         step.names = [n for n, p in every.items() if p.grad is not None]
         step.weights, step.gradients = list(weights), [_taken(weights)]
@@ -357,10 +341,11 @@ def _require_float32(named: dict[str, nn.Parameter]) -> None:
             )
 
 
-def _halves(batch: Batch, pieces: int) -> list[Part]:
-    if pieces == 1:
-        return [Part(batch, 0)]
-    return [Part(batch.part(i, pieces), i) for i in range(pieces)]
+def _pieces(batch: Batch, first: int, count: int, of: int, index: int = 0) -> list[Part]:
+    """``count`` of ``of`` equal pieces from number ``first`` on, numbered from ``index`` on."""
+    if of == 1:
+        return [Part(batch, index)]
+    return [Part(batch.part(first + i, of), index + i) for i in range(count)]
 
 
 def _weighted(found: Found, weight: float) -> Found:
