@@ -58,7 +58,6 @@ class Contestant:
         self.optimizer = make_optimizer(self.model, TrainingConfig(learning_rate=1e-4))
         cls: Any = component_class("sharpness", name)
         self.policy = cls(cls.Config())
-        self.spare: dict[torch.Tensor, torch.Tensor] = {}
         self.policy.begin_stage(0, dict(self.model.named_parameters()))
         generator = torch.Generator().manual_seed(0)
         self.codes = torch.randint(0, CODES, (1000, POSITIONS), generator=generator).to(device)
@@ -82,7 +81,6 @@ class Contestant:
             sharpness=self.policy,
             sharp=self.name != "none",
             update=self.updates,
-            spare=self.spare,
         )
         self.updates += 1
 
@@ -101,14 +99,13 @@ class Contestant:
         gradients = [torch.randn(p.shape, generator=generator).to(p.device) for p in weights]
         step: Any = SimpleNamespace(gradients=[gradients])
         started = clock()
-        with displaced(weights, self.spare) as move:
+        with displaced(weights) as move:
             move(self.policy.perturbation(step))
         return clock() - started
 
     def peak(self) -> int:
         """Bytes allocated at the worst moment of an update (one that perturbs)."""
         self.updates = 0
-        self.spare.clear()
         device = self.accelerator.device
         if device.type == "cuda":
             torch.cuda.reset_peak_memory_stats(device)

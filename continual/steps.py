@@ -57,14 +57,13 @@ def take_step(
     sharp: bool,
     update: int = 0,
     rate: float = 1.0,
-    spare: dict[Tensor, Tensor] | None = None,
     careful: bool = False,
 ) -> Update:
     """Train on one batch.
 
     ``seed`` belongs to this update; ``update`` counts those of the stage; ``rate`` is the learning
-    rate as a share of its peak; ``spare`` is memory for the weights that one update leaves to the
-    next. ``careful``: an update that is not finite is not made (a sharp one never is).
+    rate as a share of its peak. ``careful``: an update that is not finite is not made (a sharp one
+    never is).
     """
     passes = Passes(model, accelerator, codes_NT, seed, label_smoothing)
     optimizer.zero_grad(set_to_none=True)
@@ -73,7 +72,7 @@ def take_step(
     found = None
     if sharp:
         step = Step([], [], update=update, rate=rate, seed=seed)
-        descent = Descent(passes, sharpness, regularizer if inside else None, optimizer, spare)
+        descent = Descent(passes, sharpness, regularizer if inside else None, optimizer)
         found = descent.all_shards(batch, micro_batches, step)
         for weight, gradient in zip(found.weights, found.gradient, strict=True):
             weight.grad = gradient
@@ -117,10 +116,8 @@ class Descent:
         policy: Policy,
         regularizer: Any,
         optimizer: Any,
-        spare: dict[Tensor, Tensor] | None,
     ):
         self.passes, self.policy, self.regularizer = passes, policy, regularizer
-        self.spare = {} if spare is None else spare
         self.accelerator, self.raw = passes.accelerator, passes.raw
         self.moments = getattr(optimizer, "optimizer", optimizer).state
         self.sync = policy.config.sync == "global"
@@ -188,7 +185,7 @@ class Descent:
         if policy.reference:
             step.divergence = self._divergence(parts, targets, named, first.scores)
         done = 1
-        with displaced(weights, self.spare) as move:
+        with displaced(weights, overwrite=not policy.keeps_displacement) as move:
             while done < number:
                 displacement = policy.perturbation(step)
                 if policy.keeps_displacement:
@@ -270,7 +267,7 @@ class Descent:
             held = {n: self.policy.state.get(f"reference/{n}") for n in named}
             if any(value is None for value in held.values()):
                 return None
-            with displaced(list(named.values()), self.spare) as move:
+            with displaced(list(named.values())) as move:
                 pairs = zip(held.values(), named.values(), strict=True)
                 move([old - p.detach() for old, p in pairs if old is not None])
                 then = self.passes.look(parts, logits=True).scores
@@ -313,7 +310,7 @@ class Descent:
         _require_float32(named)
         sums = self._with_penalty(sums, list(named.values()))
         step.names, step.weights, step.gradients = list(named), list(named.values()), [sums]
-        with displaced(list(named.values()), self.spare) as move:
+        with displaced(list(named.values())) as move:
             move(self.policy.perturbation(step))
             step.gradients.clear()
             self._gradients(parts, targets, encoded=encoded)

@@ -86,7 +86,6 @@ class Trainer:
         when = f"every {every} updates and after every stage" if every else "after every stage"
         self.events = ForgettingEvents(0, f"{when}, all documents seen")
         self.timing: list[dict[str, float]] = []
-        self.spare: dict[torch.Tensor, torch.Tensor] = {}
 
     def run(self, resume: bool = False) -> None:
         """Train and evaluate every stage that is not finished yet."""
@@ -227,7 +226,6 @@ class Trainer:
                     sharp=sharp,
                     update=state.update,
                     rate=rate / peak,
-                    spare=self.spare,
                     careful=careful,
                 )
                 if made.taken:
@@ -400,7 +398,6 @@ class Trainer:
                 state.previous[name][fresh] = float("nan")
 
     def _begin_sharpness(self, model: DSIModel, stage: int) -> None:
-        self.spare.clear()
         if self.sharpness.active(stage):
             weights = {n: p for n, p in model.named_parameters() if p.requires_grad}
             self.sharpness.begin_stage(stage, weights)

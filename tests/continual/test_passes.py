@@ -37,19 +37,32 @@ def test_weights_are_put_back_when_something_raises():
     assert all(torch.equal(w, old) for w, old in zip(ours, before, strict=True))
 
 
-def test_the_displacement_is_given_back_and_the_memory_kept():
-    ours, spare = weights(), {}
-    displacement = [torch.ones(3, 4), torch.ones(5)]
-    with displaced(ours, spare) as move:
+def test_the_displacement_is_taken_and_its_memory_used():
+    ours = weights()
+    one, other = torch.ones(3, 4), torch.ones(5)
+    displacement = [one, other]
+    with displaced(ours) as move:
         move(displacement)
-    assert displacement == [None, None]
-    held = [spare[w].data_ptr() for w in ours]
-    with torch.no_grad():
-        ours[0].add_(1)
-    with displaced(ours, spare) as move:
+        assert displacement == [None, None]
+        assert ours[0].data_ptr() == one.data_ptr()
+    with displaced(ours, overwrite=False) as move:
+        move([kept := torch.ones(3, 4), torch.ones(1).expand(5)])
+        assert torch.equal(kept, torch.ones(3, 4))
+        assert ours[0].data_ptr() != kept.data_ptr()
+    with displaced(ours) as move:
+        move([None, torch.ones(1).expand(5)])  # its memory has one number, not five
+        assert not torch.equal(ours[1], torch.ones(5))
+
+
+def test_weights_that_others_read_by_address_are_moved_in_place(monkeypatch):
+    monkeypatch.setattr("continual.passes._exchangeable", lambda weight: False)
+    test_weights_are_moved_from_where_they_were_and_put_back()
+    test_weights_are_put_back_when_something_raises()
+    ours = weights()
+    addresses = [w.data_ptr() for w in ours]
+    with displaced(ours) as move:
         move([torch.ones(3, 4), torch.ones(5)])
-    assert [spare[w].data_ptr() for w in ours] == held
-    assert torch.equal(spare[ours[0]], ours[0])
+        assert [w.data_ptr() for w in ours] == addresses
 
 
 def test_the_largest_of_all_parts(accelerator):
