@@ -37,19 +37,24 @@ class Copying:
         self, input_DL: Tensor, idf_V: Tensor, present: float, follow: float, end: int, pad: int
     ) -> None:
         self.input_DL, self.follow = input_DL, follow
-        self.bias_DV = torch.zeros(len(input_DL), len(idf_V), device=input_DL.device)
-        self.bias_DV.scatter_(1, input_DL, present)
-        self.bias_DV *= idf_V.to(input_DL.device)
-        self.bias_DV[:, [pad, end]] = 0.0
-        next_DL = input_DL[:, 1:]
-        self.word_DL = (next_DL != end) & (next_DL != pad)
+        # a token counts once, at its first place
+        self.first_DL = (input_DL[:, :, None] == input_DL[:, None, :]).int().argmax(2)
+        again_DL = self.first_DL != torch.arange(input_DL.shape[1], device=input_DL.device)
+        nothing_DL = (input_DL == end) | (input_DL == pad)
+        self.bias_DL = present * idf_V.to(input_DL.device)[input_DL]
+        self.bias_DL.masked_fill_(again_DL | nothing_DL, 0.0)
+        self.word_DL = ~nothing_DL[:, 1:]
 
-    def bias(self, document_R: Tensor, previous_R: Tensor) -> Tensor:
-        """(R, V) for rows of the given documents whose last token is ``previous_R``."""
-        bias_RV = self.bias_DV[document_R]
+    def add(self, logits_RV: Tensor, document_R: Tensor, previous_R: Tensor) -> None:
+        """To the logits, in place, of rows of these documents whose last token is ``previous_R``.
+
+        Touches as many values of a row as its document has tokens, not the whole vocabulary.
+        """
+        input_RL, bias_RL = self.input_DL[document_R], self.bias_DL[document_R]
         if self.follow:
-            match_RL = self.input_DL[document_R, :-1] == previous_R[:, None]
-            row, place = (match_RL & self.word_DL[document_R]).nonzero(as_tuple=True)
-            token = self.input_DL[document_R[row], place + 1]
-            bias_RV[row, token] = self.bias_DV[document_R[row], token] + self.follow
-        return bias_RV
+            match_RL = (input_RL[:, :-1] == previous_R[:, None]) & self.word_DL[document_R]
+            row, place = match_RL.nonzero(as_tuple=True)
+            first = self.first_DL[document_R[row], place + 1]
+            # of two equal pairs each writes the same value
+            bias_RL[row, first] = self.bias_DL[document_R[row], first] + self.follow
+        logits_RV.scatter_add_(1, input_RL, bias_RL)

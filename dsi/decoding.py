@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
-from dsi.inference import Inference
+from dsi.inference import Inference, Source
 from dsi.trie import Trie
 
 CHUNK = 65_536  # rows scored at once: B x CHUNK floats, 64 MB for 256 queries
@@ -101,6 +101,7 @@ def beam_search(
     attention_mask: Tensor,
     beams: int,
     length_penalty: float = 0.0,
+    source: Source | None = None,
 ) -> Found:
     """The docids of ``trie`` that beam search finds for queries (B, L), K = ``beams``.
 
@@ -109,14 +110,15 @@ def beam_search(
     divided by length^p. The rules are those of transformers' ``generate`` with ``length_penalty=p``
     and ``early_stopping="never"``: of the K best continuations of a step those that end a docid are
     results, and the K best that do not end one go on. Equal scores are ordered by docid, shorter
-    ones first, then code by code. Fewer than K documents: all of them, -1 behind.
+    ones first, then code by code. Fewer than K documents: all of them, -1 behind. ``source``: the
+    queries encoded before.
     """
     if beams < 1:
         raise ValueError(f"beams: must be at least 1, got {beams}")
     batch, device, depth = len(input_ids), input_ids.device, len(trie.fan_out)
     beams = max(1, min(beams, len(trie)))
     pool = _Pool(batch, beams, device, length_penalty)
-    source = inference.encode(input_ids, attention_mask)
+    source = source or inference.encode(input_ids, attention_mask)
     past = inference.past(batch, beams, depth)
     nodes_BK = torch.zeros(batch, 1, dtype=torch.long, device=device)
     scores_BK = torch.zeros(batch, 1, device=device)
@@ -146,7 +148,12 @@ def beam_search(
 
 @torch.inference_mode()
 def unconstrained_search(
-    inference: Inference, trie: Trie, input_ids: Tensor, attention_mask: Tensor, beams: int
+    inference: Inference,
+    trie: Trie,
+    input_ids: Tensor,
+    attention_mask: Tensor,
+    beams: int,
+    source: Source | None = None,
 ) -> Found:
     """The same search over all code sequences: what the model writes when nothing holds it.
 
@@ -156,7 +163,7 @@ def unconstrained_search(
     # as long as the model writes: a trie without its longest docids is shorter
     batch, device, depth = len(input_ids), input_ids.device, len(inference.code_sizes)
     pool = _Pool(batch, beams, device, 0.0)
-    source = inference.encode(input_ids, attention_mask)
+    source = source or inference.encode(input_ids, attention_mask)
     past = inference.past(batch, beams, depth)
     scores_BK, codes_BK = torch.zeros(batch, 1, device=device), None
     written_BKT = torch.full((batch, 1, depth), -1, device=device)

@@ -184,9 +184,14 @@ class Inference:
         return _project(hidden, self.rows[start : start + self.code_sizes[position]])
 
     @torch.no_grad()
-    def query_states(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
-        """The decoder's state (B, D) before the first code: what ranks atomic docids."""
-        source = self.encode(input_ids, attention_mask)
+    def query_states(
+        self, input_ids: Tensor, attention_mask: Tensor, source: Source | None = None
+    ) -> Tensor:
+        """The decoder's state (B, D) before the first code: what ranks atomic docids.
+
+        ``source``: what :meth:`encode` gave for the same queries.
+        """
+        source = source or self.encode(input_ids, attention_mask)
         return self.step(None, source, self.past(len(input_ids), 1, 1))[:, 0]
 
     def _feed(self, hidden: Tensor, layer: _Layer) -> Tensor:

@@ -7,8 +7,9 @@ holds; readers take every shard, so runs may share a cache.
 
 import hashlib
 import json
+import time
 import zlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Protocol
@@ -55,13 +56,15 @@ def cached_generate(
     cache: Path | None = None,
     accelerator: Any = None,
     progress: bool = False,
+    report: Callable[[dict[str, Any]], None] | None = None,
 ) -> list[list[str]]:
     """``generator.generate`` for the documents that are not on disk yet; the rest is read.
 
     An entry holds for one generator (fingerprint), text, key, count, sampling and seed. ``keys``
     default to :func:`document_hash`. ``cache`` defaults to ``$DSI_CACHE`` or
     ``~/.cache/dsi-continual``. A line that is cut off or altered is left out and made again.
-    With ``accelerator`` the main process reads and writes, all processes generate.
+    With ``accelerator`` the main process reads and writes, all processes generate. ``report`` is
+    told how many documents were read and made, and the queries per second of those made.
     """
     hashes = [document_hash(text) for text in texts]
     keys = hashes if keys is None else keys
@@ -70,7 +73,9 @@ def cached_generate(
     wanted = list(zip(hashes, keys, strict=True))
     known = share(accelerator, _read(folder, set(wanted)) if main else None)
     missing = {pair: text for pair, text in zip(wanted, texts, strict=True) if pair not in known}
+    queries_made, seconds = 0, 0.0
     for part in _parts(list(missing), SHARD):
+        started = time.perf_counter()
         made = generator.generate(
             [missing[pair] for pair in part],
             [key for _, key in part],
@@ -79,6 +84,8 @@ def cached_generate(
             accelerator=accelerator,
             progress=progress,
         )
+        seconds += time.perf_counter() - started
+        queries_made += sum(map(len, made))
         known.update(zip(part, made, strict=True))
         if main:
             lines = [
@@ -86,6 +93,16 @@ def cached_generate(
             ]
             content = "".join(line + "\n" for line in lines)
             write_text(folder / f"{document_hash(content)}.jsonl", content)
+    if report is not None:
+        report(
+            {
+                "read": len(set(wanted)) - len(missing),
+                "made": len(missing),
+                "queries": queries_made,
+                "seconds": round(seconds, 2),
+                "queries_per_second": round(queries_made / seconds, 1) if queries_made else None,
+            }
+        )
     return [known[pair] for pair in wanted]
 
 

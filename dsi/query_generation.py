@@ -13,7 +13,7 @@ from contextlib import nullcontext
 from dataclasses import asdict
 from itertools import chain, islice
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -35,6 +35,8 @@ from dsi.seeding import derive, numpy_rng
 from dsi.tokenization import load_tokenizer, tokenize, tokenizer_fingerprint
 
 BLOCK = 16  # documents are padded to multiples of this: a document's shape is its own
+MOST_ROWS = (2048, 16_384)  # samples of one batch, on a processor and on a GPU
+CACHE_BYTES = (2**28, 2**32)  # of their self-attention
 ROUNDS = 3  # a document that repeats itself is asked again, at most so often
 SENTINEL = re.compile(r"extra_id_\d+")
 IDF = "document_frequency.safetensors"
@@ -119,7 +121,7 @@ class QueryGenerator:
         *,
         accelerator: Any = None,
         progress: bool = False,
-        rows: int = 512,
+        rows: int | None = None,
     ) -> list[list[str]]:
         """Up to ``count`` different queries per document (one if greedy).
 
@@ -127,7 +129,8 @@ class QueryGenerator:
         (seed, key) and its padded length from itself, so its queries do not depend on its batch;
         what remains is float32 rounding in matrix products of another batch size, which could
         change about one draw in a million. Repeats are asked again, a bounded number of times, so
-        short documents may have fewer queries. ``rows`` samples are written at a time.
+        short documents may have fewer queries. ``rows`` samples are written at a time, by default
+        as many as there is room for.
         With ``accelerator`` the batches are shared among its processes; all return everything.
         """
         if len(texts) != len(keys):
@@ -141,18 +144,22 @@ class QueryGenerator:
         for turn in range(1 if self.sampling.greedy else ROUNDS):
             padded = np.array([-len(sources[i]) // BLOCK for i in short])
             short = short[np.argsort(padded, kind="stable")]
-            per_batch = max(1, rows // count)
-            batches = [short[i : i + per_batch] for i in range(0, len(short), per_batch)]
             rank, world = _place(accelerator)
-            quiet = not progress or rank > 0
-            bar = tqdm(batches[rank::world], desc="pseudo-queries", disable=quiet)
-            written = [
-                (int(i), queries)
-                for batch in bar
-                for i, queries in zip(
-                    batch, self._write(sources, keys, batch, count, seed, turn), strict=True
-                )
-            ]
+            share = -(-len(short) // world)
+            per_batch = max(1, min((rows or self._room()) // count, share))
+            batches = [short[i : i + per_batch] for i in range(0, len(short), per_batch)]
+            mine = batches[rank::world]
+            written: list[tuple[int, list[str]]] = []
+            with tqdm(
+                total=count * sum(map(len, mine)),
+                desc="pseudo-queries",
+                unit="query",
+                disable=not progress or rank > 0,
+            ) as bar:
+                for batch in mine:
+                    made = self._write(sources, keys, batch, count, seed, turn)
+                    written += zip(batch.tolist(), made, strict=True)
+                    bar.update(count * len(batch))
             for i, queries in sorted(gather(accelerator, written)):
                 found[i].update(dict.fromkeys(queries))
             short = np.array([i for i in range(len(texts)) if len(found[i]) < count], dtype=int)
@@ -213,6 +220,15 @@ class QueryGenerator:
             what = f"cannot be read ({type(error).__name__}: {error})"
             raise UserError(f"{folder / IDF}: {what}; restore the file") from error
         return generator
+
+    def _room(self) -> int:
+        """Samples written at once: many, since the last steps of a batch have few rows left."""
+        model, on_gpu = self.model.config, self.model.device.type == "cuda"
+        # keys and values of the self-attention, float32
+        layers = cast(int, model.num_decoder_layers)
+        per_row = 8 * layers * model.num_heads * model.d_kv
+        per_row *= self.config.query_length
+        return max(1, min(MOST_ROWS[on_gpu], CACHE_BYTES[on_gpu] // per_row))
 
     def _ids(self, texts: Sequence[str], length: int) -> list[np.ndarray]:
         """Token ids of every text, cut to ``length`` with the end token."""
@@ -286,7 +302,7 @@ class QueryGenerator:
             logits_MV = model.lm_head(hidden_MC)
         logits_MV = logits_MV.float()
         if (copying := self._copying(input_DL)) is not None:
-            logits_MV = logits_MV + copying.bias(owner_P[pair_M], shifted_PT[pair_M, step_M])
+            copying.add(logits_MV, owner_P[pair_M], shifted_PT[pair_M, step_M])
         return torch.nn.functional.cross_entropy(logits_MV, target_PT[pair_M, step_M])
 
     def _fit(self, texts: Sequence[str], queries: Sequence[str], seed: int, progress: bool) -> None:

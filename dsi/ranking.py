@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from dsi.decoding import Found, beam_search, rank_rows, unconstrained_search
-from dsi.inference import Inference
+from dsi.inference import Inference, Source
 from dsi.trie import Trie
 
 if TYPE_CHECKING:
@@ -67,28 +67,38 @@ class Ranker:
         return len(self.inference.rows) if self._among is None else int(self._among.sum())
 
     def rank(
-        self, input_ids: Tensor, attention_mask: Tensor, k: int, beams: int | None = None
+        self,
+        input_ids: Tensor,
+        attention_mask: Tensor,
+        k: int,
+        beams: int | None = None,
+        source: Source | None = None,
     ) -> Found:
         """The k best documents of each query (B, L); fewer columns when there are fewer documents.
 
-        ``beams``: the width of this search instead of the ranker's own.
+        ``beams``: the width of this search instead of the ranker's own. ``source``: the same
+        queries, encoded by :attr:`inference` for several searches.
         """
         if self.trie is None:
-            hidden = self.inference.query_states(input_ids, attention_mask)
+            hidden = self.inference.query_states(input_ids, attention_mask, source)
             scores, numbers = rank_rows(hidden, self.inference.rows, k, among=self._among)
             return Found(numbers, scores)
         width = max(k, self.beams if beams is None else beams)
         found = beam_search(
-            self.inference, self.trie, input_ids, attention_mask, width, self.length_penalty
+            self.inference, self.trie, input_ids, attention_mask, width, self.length_penalty, source
         )
         return Found(found.documents[:, :k], found.scores[:, :k])
 
-    def unconstrained(self, input_ids: Tensor, attention_mask: Tensor, k: int) -> Found:
+    def unconstrained(
+        self, input_ids: Tensor, attention_mask: Tensor, k: int, source: Source | None = None
+    ) -> Found:
         """What the model writes when any code may follow any other; atomic docids: the same."""
         if self.trie is None:
-            return self.rank(input_ids, attention_mask, k)
+            return self.rank(input_ids, attention_mask, k, source=source)
         width = max(k, self.beams)
-        found = unconstrained_search(self.inference, self.trie, input_ids, attention_mask, width)
+        found = unconstrained_search(
+            self.inference, self.trie, input_ids, attention_mask, width, source
+        )
         return Found(found.documents[:, :k], found.scores[:, :k])
 
 

@@ -140,17 +140,20 @@ class GenerativeReplay:
         lines, quality = [], {}
         for writer in self._writers():
             maker = self._lexical(context) if writer == "lexical" else self._learned(context)
+            speed: dict[str, Any] = {}
             queries = cached_generate(
                 maker,
                 texts,
                 config.queries_per_document,
                 derive(context.seed, "pseudo-queries", writer),
                 progress=context.progress,
+                report=speed.update,
             )
             if config.round_trip:
                 queries = _filtered(queries, texts, config.round_trip)
             found = measure(queries, texts, seed=context.seed)
-            quality[writer] = {"stage": context.stage, **found}
+            # a dict, so it stays out of metrics.jsonl: equal runs take different times
+            quality[writer] = {"stage": context.stage, **found, "generation": speed}
             for number, (document, own) in enumerate(zip(ids, queries, strict=True)):
                 line = {"document": document, "number": number, "writer": writer, "queries": own}
                 lines.append(json.dumps(line, ensure_ascii=False) + "\n")

@@ -46,6 +46,20 @@ def test_only_what_is_missing_is_made():
     assert fake.asked == [[TEXTS[2]]]
 
 
+def test_the_report_tells_what_was_made_and_what_was_read():
+    told = []
+    cached_generate(Fake(), TEXTS[:2], 4, seed=0, report=told.append)
+    cached_generate(Fake(), [*TEXTS, TEXTS[2]], 4, seed=0, report=told.append)
+    cached_generate(Fake(), TEXTS, 4, seed=0, report=told.append)
+    assert [(one["read"], one["made"], one["queries"]) for one in told] == [
+        (0, 2, 8),
+        (2, 1, 4),
+        (3, 0, 0),
+    ]
+    assert told[0]["queries_per_second"] > 0 and told[2]["queries_per_second"] is None
+    assert told[2]["seconds"] == 0
+
+
 @pytest.mark.parametrize(
     "other",
     [

@@ -116,6 +116,17 @@ def test_several_processes_write_what_one_writes(sampled, monkeypatch):
     assert results == {0: expected, 1: expected, 2: expected}
 
 
+def test_as_many_samples_at_once_as_there_is_room_for(generator, monkeypatch):
+    config = generator.model.config
+    row = 2 * 4 * config.num_decoder_layers * config.d_model * generator.config.query_length
+    monkeypatch.setattr(module, "CACHE_BYTES", (100 * row + 1, 1))
+    assert generator._room() == 100
+    monkeypatch.setattr(module, "CACHE_BYTES", (10**6 * row, 1))
+    assert generator._room() == module.MOST_ROWS[0]
+    monkeypatch.setattr(module, "CACHE_BYTES", (1, 1))
+    assert generator._room() == 1
+
+
 def test_never_special_tokens_even_when_the_model_prefers_them(tokenizer):
     generator = QueryGenerator.train(TEXTS, QUERIES, tokenizer, replace(TINY, updates=1))
     special = [tokenizer.pad_token_id, tokenizer.unk_token_id]

@@ -6,7 +6,7 @@ import torch
 from transformers import T5Config, T5ForConditionalGeneration
 
 from dsi.errors import UserError
-from dsi.sampling import CachedDecoder, SamplingConfig, candidates, draw, sample_tokens
+from dsi.sampling import CachedDecoder, SamplingConfig, candidates, draw, largest, sample_tokens
 
 VOCABULARY, PAD, END = 40, 0, 1
 
@@ -64,10 +64,12 @@ def test_cached_steps_are_the_model_s_own_logits(version):
     alive = torch.arange(8)
     for t in range(6):
         torch.testing.assert_close(
-            decoder.step(written_RT[alive, t]), full_RTV[alive, t], atol=2e-4, rtol=1e-4
+            t5.lm_head(decoder.step(written_RT[alive, t])), full_RTV[alive, t], atol=2e-4, rtol=1e-4
         )
-        if t in (1, 3):  # rows that are finished leave; among them both of document 1
-            keep = ~torch.isin(alive, torch.tensor([2, 3] if t == 1 else [0, 7]))
+        # rows that are finished leave; among them both of document 1, then all but document 2
+        if t in (1, 3, 4):
+            gone = {1: [2, 3], 3: [0, 7], 4: [1, 6]}[t]
+            keep = ~torch.isin(alive, torch.tensor(gone))
             decoder.keep(keep)
             alive = alive[keep]
 
@@ -145,6 +147,18 @@ def test_filters_are_those_of_hugging_face():
         ids, p = candidates(logits, sampling)
         ours = torch.zeros(20, 30, dtype=torch.float64).scatter_(-1, ids, p)
         torch.testing.assert_close(ours, torch.softmax(warped.double(), -1), atol=1e-6, rtol=1e-5)
+
+
+@pytest.mark.parametrize("width", [40, 1024, 1025, 1279, 6000])
+@pytest.mark.parametrize("k", [1, 10, 32, 33])
+def test_the_largest_are_those_of_topk(width, k):
+    values = torch.randn(40, width, generator=torch.Generator().manual_seed(width + k))
+    values[3, 7:] = -torch.inf  # fewer finite values than are asked for
+    values[4, -5:] += 9  # behind the last whole group
+    best, places = largest(values, k)
+    assert torch.equal(best, values.topk(k).values)
+    assert torch.equal(values.gather(1, places), best)
+    assert all(len(set(row)) == k for row in places.tolist())
 
 
 def test_draws_have_the_probabilities():

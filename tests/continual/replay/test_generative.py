@@ -106,6 +106,8 @@ def test_writers_and_stored_queries_share_the_replay(begin, material, memory, sh
     for values in quality.values():
         assert values["queries"] > 0 and 0 <= values["bm25_at_1"] <= values["bm25_at_10"] <= 1
         assert len(values["examples"]) == 18
+        assert values["generation"]["read"] + values["generation"]["made"] > 0
+    assert all("generation" not in line for line in begin.logged)
     assert {(e["memory"], e["corpus"]) for e in begin.logged} == {
         (writer, f"D{c}") for writer in quality for c in (0, 1)
     }
