@@ -14,6 +14,7 @@ from dsi.docids import NewDocuments, Scheme
 from dsi.embeddings import Embedder, SentenceEmbedder, TfidfEmbedder, load_embedder
 from dsi.errors import UserError
 from dsi.files import write_bytes, write_json
+from dsi.manifest import forget, record, verify
 from dsi.seeding import derive
 
 
@@ -52,12 +53,15 @@ class Assignment:
         self._embedder = embedder or self._embedder
         for corpus in range(self.corpora, stage + 1):
             if self.is_main:
+                state_name = f"docids/{self._state_path(corpus).name}"
+                forget(self.folder, f"docids/D{corpus}.tsv", state_name, "docids/report.json")
                 self.scheme.extend(self._documents(corpus))
                 directory.write_docids(self.folder, self.stream, corpus, self.scheme)
                 state = {k: np.ascontiguousarray(v) for k, v in self.scheme.state_dict().items()}
                 if state:
                     write_bytes(self._state_path(corpus), save(state))
                 self._report(corpus)
+                record(self.folder, "docids")
             self.wait()
             if not self.is_main:
                 self.read(corpus + 1)
@@ -66,6 +70,7 @@ class Assignment:
         """Take over what was written for the first ``corpora`` corpora."""
         directory.read_docids(self.folder, self.stream, corpora, self.scheme)
         path = self._state_path(corpora - 1)
+        verify(self.folder, f"docids/{path.name}")
         if not path.exists():
             if type(self.scheme).state_dict is not Scheme.state_dict:
                 raise UserError(f"{path}: missing; restore the file")
@@ -83,7 +88,11 @@ class Assignment:
         """Read all that the docids of another corpus are made with; UserError when it is broken."""
         self.read(corpora)
         if (self.folder / "docids" / "embedder").exists():
-            self._embedder = load_embedder(self.folder / "docids" / "embedder")
+            self._embedder = self._load_embedder()
+
+    def _load_embedder(self) -> Embedder:
+        verify(self.folder, "docids/embedder")
+        return load_embedder(self.folder / "docids" / "embedder")
 
     def _state_path(self, corpus: int) -> Path:
         return self.folder / "docids" / f"D{corpus}.safetensors"
@@ -112,7 +121,7 @@ class Assignment:
         """Vectors of documents, always by what embedded D_0."""
         folder = self.folder / "docids" / "embedder"
         if self._embedder is None and folder.exists():
-            self._embedder = load_embedder(folder)
+            self._embedder = self._load_embedder()
         elif self._embedder is None:
             settings = self.config.docids.settings.embedding
             if settings.source == "tfidf":
@@ -124,6 +133,7 @@ class Assignment:
                 self._embedder = SentenceEmbedder(settings.name)
         assert self._embedder is not None
         if not folder.exists():
+            forget(self.folder, "docids/embedder")
             self._embedder.save(folder)
         return self._embedder.embed(self.stream.texts(start, stop))
 

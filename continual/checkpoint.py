@@ -1,19 +1,21 @@
 """Checkpoints: everything a run needs to go on, as safetensors and JSON, whole or not there."""
 
-import hashlib
 import json
 import re
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
-from torch import Tensor
+from torch import OutOfMemoryError, Tensor
 
 from dsi.errors import UserError
 from dsi.files import replace_atomically
+from dsi.manifest import checksum
 
 SCHEMA = 2
 MANIFEST = "manifest.json"
@@ -36,7 +38,7 @@ class Checkpoint:
 
 def save(folder: Path, checkpoint: Checkpoint, keep: int) -> None:
     """Write ``folder/SS-UUUUUU`` and remove all but the newest ``keep``."""
-    name = f"{checkpoint.stage:02d}-{checkpoint.update:08d}{'-end' if checkpoint.finished else ''}"
+    name = _name(checkpoint)
 
     def write(target: Path) -> None:
         for group, tensors in checkpoint.tensors.items():
@@ -51,8 +53,8 @@ def save(folder: Path, checkpoint: Checkpoint, keep: int) -> None:
             "values": checkpoint.values,
         }
         (target / "state.json").write_text(json.dumps(state), "utf-8")
-        sums = {path.name: _checksum(path) for path in sorted(target.iterdir())}
-        (target / MANIFEST).write_text(json.dumps({"sha256": sums}, indent=1) + "\n", "utf-8")
+        sums = {path.name: checksum(path) for path in sorted(target.iterdir())}
+        (target / MANIFEST).write_text(_manifest(sums), "utf-8")
 
     replace_atomically(folder / name, write)
     found = _all(folder)
@@ -68,7 +70,10 @@ def load_latest(folder: Path, warn: Callable[[str], None] = print) -> Checkpoint
     for path in reversed(found):
         problem = _problem(path)
         if problem is None:
-            return _load(path)
+            loaded = _load(path)
+            if isinstance(loaded, Checkpoint):
+                return loaded
+            problem = loaded
         warn(f"{path}: damaged checkpoint ({problem}), skipped for the one before")
     if found:
         raise UserError(
@@ -77,24 +82,79 @@ def load_latest(folder: Path, warn: Callable[[str], None] = print) -> Checkpoint
     return None
 
 
-def _load(path: Path) -> Checkpoint:
+@contextmanager
+def fitting(folder: Path, found: Checkpoint) -> Iterator[None]:
+    """Turns what goes wrong with a checkpoint of another run's tensors or values into one line."""
+    try:
+        yield
+    except (UserError, OutOfMemoryError):
+        raise
+    except (RuntimeError, ValueError, LookupError, TypeError, AttributeError) as error:
+        what = " ".join(f"{type(error).__name__}: {error}".split())[:200]
+        raise UserError(
+            f"{folder / _name(found)}: does not fit this run ({what}); delete it to go on from the "
+            "one before"
+        ) from error
+
+
+def _name(checkpoint: Checkpoint) -> str:
+    end = "-end" if checkpoint.finished else ""
+    return f"{checkpoint.stage:02d}-{checkpoint.update:08d}{end}"
+
+
+def _load(path: Path) -> Checkpoint | str:
+    """A checkpoint, or what is wrong with the content of its files."""
     state = json.loads((path / "state.json").read_text("utf-8"))
-    if state.get("schema") != SCHEMA:
+    if isinstance(state, dict) and state.get("schema") != SCHEMA:
         raise UserError(
             f"{path}/state.json: schema {state.get('schema')!r}, this version reads {SCHEMA}; "
             "resume with the version that wrote it"
         )
-    tensors = {g: load_file(path / f"{g}.safetensors") for g in state["groups"]}
-    stage, update, finished = (state[key] for key in ("stage", "update", "finished"))
-    return Checkpoint(stage, update, finished, tensors, state["values"])
+    try:
+        for group in state["groups"]:
+            file = f"{group}.safetensors"
+            if Path(file).name != file or not (path / file).is_file():
+                return f"{file} is missing"
+        tensors = {g: load_file(path / f"{g}.safetensors") for g in state["groups"]}
+        stage, update, finished = (state[key] for key in ("stage", "update", "finished"))
+        found = Checkpoint(stage, update, finished, tensors, dict(state["values"]))
+        if _name(found) != path.name:
+            return f"state.json is of {_name(found)}"
+    except (SafetensorError, LookupError, TypeError, ValueError, AttributeError) as error:
+        what = " ".join(f"{type(error).__name__}: {error}".split())[:200]
+        return f"not what was written: {what}"
+    return _misfit(tensors) or found
+
+
+def _misfit(tensors: dict[str, dict[str, Tensor]]) -> str | None:
+    """A tensor that goes with a weight and has other sizes: most optimizers would not notice."""
+    weights = tensors.get("model", {})
+    for group in ("optimizer", "previous", "regularizer"):
+        for key, value in tensors.get(group, {}).items():
+            name = key.rsplit("/", 1)[0]
+            # a step is one number, a factored moment has a dimension less
+            weight = weights.get(name, value)
+            if value.dim() == weight.dim() and value.shape != weight.shape:
+                sizes = f"{tuple(value.shape)}, the weight {tuple(weight.shape)}"
+                return f"{group}: {key} has sizes {sizes}"
+    return None
+
+
+def _manifest(sums: dict[str, str]) -> str:
+    return json.dumps({"sha256": sums}, indent=1) + "\n"
 
 
 def _problem(path: Path) -> str | None:
     """What is wrong with a checkpoint's files; None when every checksum is right."""
     try:
-        sums = json.loads((path / MANIFEST).read_text("utf-8"))["sha256"]
+        text = (path / MANIFEST).read_text("utf-8")
+        sums = json.loads(text)["sha256"]
+        if text != _manifest(sums):
+            return f"{MANIFEST} has changed since it was written"
         for name, expected in sums.items():
-            if Path(name).name != name or _checksum(path / name) != expected:
+            if Path(name).name != name or name == "..":
+                return f"{MANIFEST} names {name!r}, which is outside of the folder"
+            if checksum(path / name) != expected:
                 return f"{name} has changed since it was written"
         if "state.json" not in sums:
             return f"{MANIFEST} is incomplete"
@@ -102,11 +162,6 @@ def _problem(path: Path) -> str | None:
         missing = isinstance(error, FileNotFoundError) and error.filename
         return f"{Path(missing).name} is missing" if missing else f"{MANIFEST} cannot be read"
     return None
-
-
-def _checksum(path: Path) -> str:
-    with open(path, "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _all(folder: Path) -> list[Path]:

@@ -26,9 +26,21 @@ from dsi.docids import codes_from_text, codes_to_text, stack_codes
 from dsi.docids import read_docids as read_table
 from dsi.errors import UserError
 from dsi.files import as_written, read_json, write_json, write_text
+from dsi.manifest import forget, record, verify
 from dsi.trec import write_run
 
 SCHEMA = 1
+READ_BACK = (
+    "config.yaml",
+    "index.json",
+    "added.json",
+    "environment.json",
+    "matrix.json",
+    "tokenizer",
+    "docids",
+    "generator",
+)
+MEMORY = ("pseudo_queries.jsonl", "memory_quality.json")  # of a stage, for the stages after it
 PACKAGES = ("dsi-continual", "torch", "transformers", "accelerate", "datasets", "numpy", "pyarrow")
 
 
@@ -51,6 +63,7 @@ def create(config: RunConfig, overwrite: bool) -> Path:
             f"{folder}: cannot create the run directory ({error.strerror}); choose another output="
         ) from error
     write_text(folder / "config.yaml", dump(config))
+    record(folder, "config.yaml")
     return folder
 
 
@@ -59,9 +72,35 @@ def stage_folder(folder: Path, stage: int) -> Path:
     return folder / "stages" / f"{stage:02d}"
 
 
+def stages(folder: Path) -> list[Path]:
+    """The folders of all stages, in order."""
+    found = [path for path in (folder / "stages").glob("[0-9]*") if path.name.isdecimal()]
+    return sorted(found, key=lambda path: int(path.name))
+
+
+def seal(folder: Path) -> None:
+    """Note the checksums of all files that will be read back and have none yet."""
+    record(folder, *READ_BACK)
+    for stage in stages(folder):
+        record(stage)
+
+
+def verify_memory(folder: Path) -> None:
+    """UserError when what stages wrote for later ones to read is not what was written."""
+    verify(folder, "generator")
+    for stage in stages(folder):
+        verify(stage, *MEMORY)
+
+
+def replace(folder: Path, name: str, value: Any) -> None:
+    """Write a JSON file of the run anew, and its checksum."""
+    forget(folder, name)
+    write_json(folder / name, value)
+    record(folder, name)
+
+
 def write_environment(folder: Path, device: str, world_size: int, **more: Any) -> None:
     """environment.json: what ran where, from when to when."""
-    path = folder / "environment.json"
     old = read_environment(folder)
     versions = {}
     for name in PACKAGES:
@@ -70,8 +109,9 @@ def write_environment(folder: Path, device: str, world_size: int, **more: Any) -
         except importlib.metadata.PackageNotFoundError:
             versions[name] = None
     now = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
-    write_json(
-        path,
+    replace(
+        folder,
+        "environment.json",
         {
             "argv": sys.argv,
             "git_commit": _git_commit(),
@@ -88,26 +128,27 @@ def write_environment(folder: Path, device: str, world_size: int, **more: Any) -
     )
 
 
-def made_by(world_size: int) -> dict[str, Any]:
+def made_by(accelerator: Any) -> dict[str, Any]:
     """What a result depends on besides configuration and corpora, for checkpoints."""
     code = importlib.metadata.version("dsi-continual")
     commit = _git_commit()
     return {
         "code": f"{code} ({commit[:12]})" if commit else code,
         "torch": torch.__version__,
-        "world_size": world_size,
+        "precision": accelerator.mixed_precision,
+        "world_size": accelerator.num_processes,
     }
 
 
 def require_same_maker(
-    folder: Path, before: dict[str, Any], world_size: int, accept: Sequence[str]
+    folder: Path, before: dict[str, Any], now: dict[str, Any], accept: Sequence[str]
 ) -> None:
-    """UserError when a checkpoint was written by other code or by another number of processes."""
-    now = made_by(world_size)
+    """UserError when a checkpoint was written by other code, in another precision (``auto`` on
+    another device) or by another number of processes: see :func:`made_by`."""
     for key, value in now.items():
         flag = "world_size" if key == "world_size" else "code"
         if before.get(key) != value and flag not in accept:
-            what = {"code": "code", "torch": "torch", "world_size": "number of processes"}[key]
+            what = "number of processes" if key == "world_size" else key
             raise UserError(
                 f"{folder}: the {what} was {before.get(key)} and is {value} now, so the numbers "
                 f"would not be the same; restore it, or go on all the same with --accept {flag}"
@@ -122,12 +163,15 @@ def finish_environment(folder: Path) -> None:
 def read_environment(folder: Path) -> dict[str, Any]:
     """environment.json; nothing when the run has not begun."""
     path = folder / "environment.json"
-    return read_json(path) if path.exists() else {}
+    if not path.exists():
+        return {}
+    verify(folder, path.name)
+    return read_json(path)
 
 
 def note_environment(folder: Path, **values: Any) -> None:
     """Put values into environment.json."""
-    write_json(folder / "environment.json", {**read_environment(folder), **values})
+    replace(folder, "environment.json", {**read_environment(folder), **values})
 
 
 def write_docids(folder: Path, stream: Stream, corpus: int, scheme: Any) -> None:
@@ -141,6 +185,7 @@ def write_docids(folder: Path, stream: Stream, corpus: int, scheme: Any) -> None
 
 def read_docids(folder: Path, stream: Stream, corpora: int, scheme: Any) -> None:
     """Take over the assignment of the first ``corpora`` corpora, and check whose it is."""
+    verify(folder, *(f"docids/D{n}.tsv" for n in range(corpora)))
     parts: list[np.ndarray] = []
     for n in range(corpora):
         path = folder / "docids" / f"D{n}.tsv"
@@ -155,9 +200,12 @@ def read_docids(folder: Path, stream: Stream, corpora: int, scheme: Any) -> None
 def write_results(
     folder: Path, stream: Stream, stage: int, results: list[CorpusResult], tag: str
 ) -> None:
-    """TREC runs and per_query.jsonl of one stage."""
+    """TREC runs and per_query.jsonl of one stage; the first of its results."""
     target = stage_folder(folder, stage)
     target.mkdir(parents=True, exist_ok=True)
+    # a stage that was stopped between its results and its checkpoint writes them again
+    forget(target, but=MEMORY)
+    forget(folder, "matrix.json")
     tag = "_".join(tag.split())
     ids = np.asarray(stream.document_ids(0, stream.count(stage)), dtype=object)
     lines = []
@@ -208,6 +256,7 @@ def make_matrix(
 
 def read_matrix(path: Path) -> dict[str, Any]:
     """matrix.json, of the shape that :func:`make_matrix` gives; UserError otherwise."""
+    verify(path.parent, path.name)
     matrix = read_json(path)
     if matrix.get("schema") != SCHEMA:
         raise UserError(f"{path}: schema {matrix.get('schema')!r}, this version reads {SCHEMA}")

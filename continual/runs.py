@@ -10,7 +10,8 @@ from continual.config import RunConfig, read_resolved
 from continual.setup import Material, make_model, prepare, read_parts
 from dsi.docid_report import format_report
 from dsi.errors import UserError
-from dsi.files import as_written, read_json, replace_atomically, reported, write_json
+from dsi.files import as_written, read_json, replace_atomically, reported
+from dsi.manifest import verify
 
 
 def train(
@@ -34,6 +35,7 @@ def _train(config: RunConfig, resume: bool, overwrite: bool, accept: Sequence[st
     # whatever can be wrong is read and checked before anything is written
     if resume:
         config, added = _read_run(folder)
+        directory.verify_memory(folder)
         material = prepare(config, folder / "tokenizer", added)
         if os.path.exists(folder / "matrix.json"):
             done = len(directory.read_matrix(folder / "matrix.json")["corpora"])
@@ -56,6 +58,7 @@ def add(folder: Path, corpus: str, accept: Sequence[str] = ()) -> Path:
 
 def _add(folder: Path, corpus: str, accept: Sequence[str]) -> Path:
     config, added = _read_run(folder)
+    directory.verify_memory(folder)
     path = folder / "matrix.json"
     before = directory.read_matrix(path) if path.exists() else {"corpora": []}
     parts, _ = read_parts(config, added)
@@ -69,7 +72,7 @@ def _add(folder: Path, corpus: str, accept: Sequence[str]) -> Path:
     material = prepare(config, folder / "tokenizer", added)
     _check_docids(config, folder, material, len(parts))
     entry["content_hash"] = material.stream.parts[-1].corpus.content_hash
-    write_json(folder / "added.json", added)
+    directory.replace(folder, "added.json", added)
     return _run(config, folder, material, added, True, accept)
 
 
@@ -97,10 +100,12 @@ def _run(
             save: Any = material.tokenizer.save_pretrained
             replace_atomically(folder / "tokenizer", save)
         device, world = str(trainer.accelerator.device), trainer.accelerator.num_processes
-        directory.write_environment(folder, device, world)
-        write_json(folder / "index.json", _index(config, added))
+        precision = trainer.accelerator.mixed_precision
+        directory.write_environment(folder, device, world, precision=precision)
+        directory.replace(folder, "index.json", _index(config, added))
     trainer.run(resume)
     if trainer.accelerator.is_main_process:
+        directory.seal(folder)
         directory.finish_environment(folder)
         _show(folder)
     return folder
@@ -139,6 +144,7 @@ def _absolute(value: Any) -> Any:
 def _read_run(folder: Path) -> tuple[RunConfig, list]:
     if not os.path.exists(folder / "config.yaml"):
         raise UserError(f"{folder}: no run here (config.yaml is missing); give a run directory")
+    verify(folder, "config.yaml", "added.json", "tokenizer")
     config = read_resolved(folder / "config.yaml")
     # a run that was moved is still the same run
     object.__setattr__(config, "output", str(folder.parent))
@@ -172,8 +178,7 @@ def evaluate(folder: Path, stage: int | None = None, split: str = "test") -> lis
     from dsi.model import load_model
 
     config, added = _read_run(folder)
-    found = [p for p in (folder / "stages").glob("[0-9]*") if p.name.isdecimal()]
-    done = sorted(int(p.name) for p in found if (p / "model").is_dir())
+    done = [int(path.name) for path in directory.stages(folder) if (path / "model").is_dir()]
     if not done:
         raise UserError(f"{folder}: no stage is finished yet; dsi train --resume {folder} goes on")
     stage = done[-1] if stage is None else stage
@@ -182,6 +187,7 @@ def evaluate(folder: Path, stage: int | None = None, split: str = "test") -> lis
     material = prepare(config, folder / "tokenizer", added)
     stream, scheme = material.stream, config.docids.build()
     directory.read_docids(folder, stream, stage + 1, scheme)
+    verify(directory.stage_folder(folder, stage), "model")
     accelerator = make_accelerator(config)
     model = load_model(directory.stage_folder(folder, stage) / "model")
     with as_written(folder / "docids"):
@@ -253,6 +259,9 @@ def _tables(folder: Path, matrix: dict[str, Any]) -> list[str]:
 
     lines = [directory.format_matrix(matrix), ""]
     docids = folder / "docids" / "report.json"
+    verify(folder, "docids/report.json")
+    for stage in directory.stages(folder):
+        verify(stage, "sharpness.json")
     if docids.exists():
         with as_written(docids):
             lines += ["docids:", format_report(read_json(docids)), ""]

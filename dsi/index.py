@@ -17,6 +17,7 @@ from dsi.corpus_ids import id_rows, take
 from dsi.docids import codes_from_text, read_docids
 from dsi.errors import UserError
 from dsi.files import as_written, read_json
+from dsi.manifest import verify
 from dsi.ranking import Ranker
 from dsi.stored import StoredModel, StoredTokenizer, stored_model, stored_tokenizer
 from dsi.tokenization import LONGEST_QUERY, load_tokenizer, tokenize
@@ -81,6 +82,7 @@ class SearchIndex:
         path = run / "index.json"
         if not os.path.exists(path):
             raise UserError(f"{run}: no run here (index.json is missing); give a run directory")
+        verify(run, path.name)
         how = _read_how(path)
         found = sorted(p for p in (run / "stages").glob("[0-9]*") if (p / "model").is_dir())
         stages = {int(p.name): p for p in found if p.name.isdecimal()}
@@ -92,6 +94,8 @@ class SearchIndex:
         ids: list[str] = []
         docids: list[str] = []
         sizes: list[int] = []
+        verify(stages[wanted], "model", "trie")
+        verify(run, "tokenizer", *(f"docids/D{n}.tsv" for n in range(wanted + 1)))
         model = _model(stages[wanted] / "model")
         for n in range(wanted + 1):
             more = read_docids(run / "docids" / f"D{n}.tsv")

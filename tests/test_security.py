@@ -110,6 +110,8 @@ def pruned(run: Path) -> list[str]:
 def test_a_pickle_at_any_name_of_a_run_is_never_run(lab, cli, evil, tmp_path) -> None:
     original = lab.kept(*TREE)
     run = shutil.copytree(original, tmp_path / "run")
+    for path in (run, *run.glob("stages/*")):  # whose checksums would be refused before any reader
+        (path / "manifest.json").unlink()
     commands = (
         ("search", str(run), "water"),
         ("evaluate", str(run)),
@@ -147,6 +149,7 @@ def test_a_pickle_beside_the_weights_is_never_run(lab, cli, evil, tmp_path) -> N
         for name in names:
             (folder / name).write_bytes(evil["torch" if name.endswith("bin") else "pickle"])
     assert cli("search", str(run), "water") == (0, "")
+    (run / "stages/01/manifest.json").unlink()
     (run / "stages/01/model/model.safetensors").unlink()
     status, err = cli("search", str(run), "water")
     assert (status, err.count("\n")) == (2, 1)
@@ -345,6 +348,7 @@ def test_the_name_of_a_stream_is_no_path(tmp_path, name) -> None:
 
 def test_a_figure_is_not_named_by_what_a_run_says(lab, cli, tmp_path) -> None:
     run = shutil.copytree(lab.kept(*TREE), tmp_path / "a" / "b" / "run")
+    (run / "manifest.json").unlink()
     path = run / "matrix.json"
     matrix = json.loads(path.read_text())
     assert cli("report", str(run)) == (0, "")

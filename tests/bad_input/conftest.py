@@ -151,6 +151,9 @@ def run(lab: Lab, place: Place, request: pytest.FixtureRequest) -> Path:
         patch.setattr(runs, "_run", ORIGINAL)
         finished = lab.kept(*KINDS[kind], *QUICK)
     shutil.copytree(finished, place.folder / "run")
+    # as an older run: what is wrong with a file is found without its checksum, too
+    for path in [Path("run"), *Path("run/stages").iterdir()]:
+        (path / "manifest.json").unlink()
     place.read_errors()
     return Path("run")
 

@@ -303,7 +303,8 @@ def test_ids_that_look_like_paths_are_ids(place: Place) -> None:
     before = place.snapshot()
     _, material = place.accept(*TRAIN)
     assert material.stream.document_ids(0, len(ids)) == ids
-    assert set(place.snapshot()) - set(before) == {"out", "out/x", "out/x/config.yaml"}
+    new = set(place.snapshot()) - set(before)
+    assert new == {"out", "out/x", "out/x/config.yaml", "out/x/manifest.json"}
 
 
 def test_control_characters_in_a_text_are_text(place: Place) -> None:

@@ -484,6 +484,7 @@ def test_a_trie_that_is_gone_is_made_from_the_docids(place: Place, lab) -> None:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("continual.runs._run", ORIGINAL)
         shutil.copytree(lab.kept(*KINDS["semantic"], *QUICK), place.folder / "run")
+    (place.folder / "run/stages/01/manifest.json").unlink()
     before = place.call(*SEARCH)
     shutil.rmtree(place.folder / "run" / "stages" / "01" / "trie")
     assert place.call(*SEARCH) == before

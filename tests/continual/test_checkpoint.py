@@ -1,11 +1,15 @@
 """Checkpoints: whole, newest first, and one line when one is damaged."""
 
+import json
+
 import pytest
 import torch
+from safetensors.torch import save_file
 
 from continual import checkpoint as module
-from continual.checkpoint import Checkpoint, load_latest, save
+from continual.checkpoint import Checkpoint, fitting, load_latest, save
 from dsi.errors import UserError
+from dsi.manifest import checksum
 
 
 def checkpoint(stage, update, finished=False):
@@ -56,8 +60,8 @@ def test_only_the_newest_are_kept(tmp_path):
 
 def test_an_interrupted_save_leaves_the_one_before(tmp_path, monkeypatch):
     save(tmp_path, checkpoint(0, 5), keep=1)
-    monkeypatch.setattr("continual.checkpoint.json.dumps", lambda value: 1 / 0)
-    with pytest.raises(ZeroDivisionError):
+    with monkeypatch.context() as patch, pytest.raises(ZeroDivisionError):
+        patch.setattr("continual.checkpoint.json.dumps", lambda value: 1 / 0)
         save(tmp_path, checkpoint(0, 10), keep=1)
     assert names(tmp_path) == ["00-00000005"]
     (tmp_path / ".00-00000010.abc").mkdir()  # what a killed process leaves behind
@@ -93,6 +97,65 @@ def test_a_damaged_checkpoint_is_named_and_skipped(tmp_path, file, how):
     # what is saved next takes its place
     save(tmp_path, checkpoint(0, 7), keep=3)
     assert names(tmp_path) == ["00-00000005", "00-00000007"]
+
+
+def resealed(folder, **names):
+    """The manifest as if it had been written so; None: the file is not listed."""
+    sums = {path.name: checksum(path) for path in folder.iterdir() if path.name != module.MANIFEST}
+    sums = {name: digest for name, digest in {**sums, **names}.items() if digest}
+    (folder / module.MANIFEST).write_text(module._manifest(dict(sorted(sums.items()))))
+
+
+def state(folder, **values):
+    path = folder / "state.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), **values}))
+
+
+def narrow(folder):
+    save_file({"w/step": torch.tensor(7.0), "w/exp_avg": torch.zeros(2, 2)}, folder / OPTIMIZER)
+
+
+OPTIMIZER = "optimizer.safetensors"
+CRAFTED = {
+    "a name that climbs": (lambda f: resealed(f, **{"../escape": "0" * 64}), "outside"),
+    "the folder above": (lambda f: resealed(f, **{"..": "0" * 64}), "outside of the folder"),
+    "a path": (lambda f: resealed(f, **{"/etc/passwd": "0" * 64}), "outside of the folder"),
+    "a group that climbs": (lambda f: state(f, groups=["../w"]), "../w.safetensors is missing"),
+    "a group gone": (lambda f: (f / OPTIMIZER).unlink(), f"{OPTIMIZER} is missing"),
+    "groups that are no list": (lambda f: state(f, groups=5), "not what was written: TypeError"),
+    "values that are no object": (lambda f: state(f, values=[1]), "not what was written: TypeE"),
+    "the state of another": (lambda f: state(f, update=12), "state.json is of 00-00000012"),
+    "a state that is a list": (lambda f: (f / "state.json").write_text("[]"), "not what was wr"),
+    "moments of other sizes": (narrow, "w/exp_avg has sizes (2, 2), the weight (3, 2)"),
+    "weights that are none": (lambda f: (f / OPTIMIZER).write_bytes(b"{}"), "SafetensorError"),
+}
+
+
+@pytest.mark.parametrize("case", CRAFTED)
+def test_right_checksums_of_wrong_content_are_no_checkpoint(tmp_path, case):
+    change, what = CRAFTED[case]
+    for update in (5, 9):
+        save(tmp_path, checkpoint(0, update), keep=3)
+    folder = tmp_path / "00-00000009"
+    change(folder)
+    if "outside" not in what:
+        resealed(folder)
+    told = []
+    found = load_latest(tmp_path, told.append)
+    assert found is not None and found.update == 5
+    assert len(told) == 1 and "\n" not in told[0]
+    assert "00-00000009: damaged checkpoint (" in told[0] and what in told[0]
+
+
+def test_what_does_not_fit_the_run_is_one_line(tmp_path):
+    found = checkpoint(1, 8, finished=True)
+    with (
+        pytest.raises(UserError, match=r"01-00000008-end: does not fit .*two lines.*delete it"),
+        fitting(tmp_path, found),
+    ):
+        raise RuntimeError("two\nlines")
+    with pytest.raises(KeyboardInterrupt), fitting(tmp_path, found):
+        raise KeyboardInterrupt
 
 
 def test_when_every_checkpoint_is_damaged_there_is_one_line(tmp_path):

@@ -5,15 +5,18 @@ import re
 import shutil
 from contextlib import redirect_stdout
 from io import StringIO
+from types import SimpleNamespace
 
 import pytest
 from accelerate.state import AcceleratorState
+from safetensors.torch import load_file, save, save_file
 
 from continual import checkpoint, runs, trainer
 from continual import run_directory as directory
 from continual.config import load_config
 from continual.replay import generative
 from dsi.errors import UserError
+from dsi.manifest import checksum
 
 SETTINGS = (
     "checkpoint.every=4",
@@ -157,17 +160,74 @@ def test_a_damaged_checkpoint_is_named_and_the_one_before_serves(lab, tmp_path, 
     assert lab.results(run) == lab.results(lab.kept(*SETTINGS))
 
 
-@pytest.mark.parametrize(("key", "flag"), [("world_size", "world_size"), ("code", "code")])
+@pytest.mark.parametrize(
+    ("key", "flag"), [("world_size", "world_size"), ("code", "code"), ("precision", "code")]
+)
 def test_other_code_and_other_processes_are_refused_unless_accepted(lab, tmp_path, key, flag):
     run = interrupt(lab, tmp_path, trainer, "take_step", 17)
     config = load_config(run / "config.yaml", [f"output={run.parent}"])
-    now = directory.made_by(1)
+    now = directory.made_by(SimpleNamespace(num_processes=1, mixed_precision="no"))
     before = re.escape(str(now[key]))
     other = {**now, key: 4 if key == "world_size" else "0.0.1"}
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(directory, "made_by", lambda world_size: other)
+        patch.setattr(directory, "made_by", lambda *_: other)
         with pytest.raises(UserError, match=rf"{before}.*--accept {flag}") as caught:
             lab.call(runs.train, config, resume=True)
         line(caught)
         lab.call(runs.train, config, resume=True, accept=[flag])
     assert lab.results(run) == lab.results(lab.kept(*SETTINGS))
+
+
+def reseal(folder):
+    """Checksums that are right for whatever is there."""
+    sums = {
+        path.name: checksum(path)
+        for path in sorted(folder.iterdir())
+        if path.name != "manifest.json"
+    }
+    (folder / "manifest.json").write_text(json.dumps({"sha256": sums}, indent=1) + "\n")
+
+
+def without_group(folder):
+    (folder / "optimizer.safetensors").unlink()
+    state = json.loads((folder / "state.json").read_text())
+    state["groups"].remove("optimizer")
+    (folder / "state.json").write_text(json.dumps(state))
+
+
+def with_other_sizes(folder):
+    weights = load_file(folder / "model.safetensors")
+    weights["docids.rows"] = weights["docids.rows"][:3].clone()
+    save_file(weights, folder / "model.safetensors")
+    (folder / "optimizer.safetensors").write_bytes(save({}))
+
+
+@pytest.mark.parametrize("damage", [without_group, with_other_sizes])
+def test_a_whole_checkpoint_that_does_not_fit_is_one_line(lab, tmp_path, damage):
+    settings = ("checkpoint.every=4",)
+    run = interrupt(lab, tmp_path, trainer, "take_step", 17, settings=settings)
+    newest = run / "checkpoints" / "01-00000004"
+    damage(newest)
+    reseal(newest)
+    with pytest.raises(UserError, match=r"01-00000004: does not fit .*delete it") as caught:
+        resume(lab, run)
+    line(caught)
+    shutil.rmtree(newest)
+    resume(lab, run)
+    assert lab.results(run) == lab.results(lab.kept(*settings))
+
+
+def test_metrics_that_are_shorter_than_the_checkpoint_says_are_one_line(lab, tmp_path):
+    settings = ("checkpoint.every=4",)
+    run = interrupt(lab, tmp_path, trainer, "take_step", 17, settings=settings)
+    path = run / "metrics.jsonl"
+    content = path.read_bytes()
+    for damaged in (content[:40], content.replace(b"0", b"1", 1)):
+        path.write_bytes(damaged)
+        with pytest.raises(UserError, match=r"metrics\.jsonl: .*restore the file") as caught:
+            resume(lab, run)
+        line(caught)
+        assert path.read_bytes() == damaged
+    path.write_bytes(content)
+    resume(lab, run)
+    assert lab.results(run) == lab.results(lab.kept(*settings))

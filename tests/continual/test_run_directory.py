@@ -41,9 +41,11 @@ def test_the_files_of_a_finished_run(lab):
         "index.json",
         "timing.json",
         "tokenizer/tokenizer.json",
+        "manifest.json",
     }
     for n in range(3):
         expected |= {f"docids/D{n}.tsv", f"stages/0{n}/per_query.jsonl"}
+        expected |= {f"stages/0{n}/manifest.json"}
         expected |= {f"stages/0{n}/run.D{o}.trec" for o in range(n + 1)}
         expected |= {f"stages/0{n}/pseudo_queries.jsonl", f"stages/0{n}/memory_quality.json"}
         expected |= {f"stages/0{n}/model/model.safetensors", f"stages/0{n}/model/config.json"}
@@ -93,7 +95,7 @@ def test_a_run_is_replaced_only_when_asked(lab, tmp_path):
         directory.create(config, overwrite=False)
     assert (folder / "matrix.json").exists()
     directory.create(config, overwrite=True)
-    assert [path.name for path in folder.iterdir()] == ["config.yaml"]
+    assert {path.name for path in folder.iterdir()} == {"config.yaml", "manifest.json"}
 
 
 def test_what_is_no_run_is_never_replaced(lab, tmp_path):

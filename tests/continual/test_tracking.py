@@ -1,10 +1,16 @@
 """metrics.jsonl: one object per event, cut at the checkpoint; W&B mirrors it."""
 
 import json
-from types import SimpleNamespace
+import sys
+import time
+from importlib.machinery import ModuleSpec
+from types import ModuleType, SimpleNamespace
+from typing import Any, cast
 
 import pytest
+from accelerate.state import AcceleratorState
 
+from continual import cli, runs
 from continual.tracking import Tracker
 from dsi.errors import UserError
 
@@ -23,13 +29,13 @@ class Wandb:
     def init_trackers(self, project, config, init_kwargs):
         self.started.append({"project": project, "config": config, **init_kwargs["wandb"]})
 
-    def get_tracker(self, name, unwrap):
-        return SimpleNamespace(id=self.run_id)
+    def get_tracker(self, name, unwrap=False):
+        return SimpleNamespace(id=self.run_id, finish=self.finish)
 
     def log(self, values, step):
         self.sent.append((values, step))
 
-    def end_training(self):
+    def finish(self):
         self.ended += 1
 
 
@@ -60,11 +66,39 @@ def test_lines_after_the_checkpoint_are_cut_off(lab, accelerator, tmp_path):
     assert read(tmp_path) == [{"name": "ä"}, {"update": 3}]
     assert resumed.size() == (tmp_path / "metrics.jsonl").stat().st_size
     resumed.close()
-    # a new run begins with nothing, and a lost file does not come back as zeros
+    # a new run begins with nothing
     Tracker(tmp_path, lab.config(), accelerator).close()
     assert read(tmp_path) == []
+
+
+def test_lines_before_the_checkpoint_are_what_they_were(lab, accelerator, tmp_path, capsys):
+    tracker = Tracker(tmp_path, lab.config(), accelerator)
+    for update in range(3):
+        tracker.log({"update": update}, update)
+    size, checksum = tracker.size(), tracker.checksum()
+    tracker.log({"update": 3}, 3)
+    tracker.close()
+    path = tmp_path / "metrics.jsonl"
+    content = path.read_bytes()
+    again = Tracker(tmp_path, lab.config(), accelerator, size, checksum)
+    assert (again.size(), again.checksum()) == (size, checksum)
+    again.close()
+    for damaged, what in (
+        (content[: size - 1], f"{size - 1} bytes, the checkpoint notes {size}"),
+        (b"", "0 bytes"),
+        (content.replace(b"1", b"7"), "not what was written before the checkpoint"),
+    ):
+        path.write_bytes(damaged)
+        with pytest.raises(UserError, match=what) as caught:
+            Tracker(tmp_path, lab.config(), accelerator, size, checksum)
+        assert "restore the file, or delete it" in str(caught.value)
+        assert path.read_bytes() == damaged  # nothing is cut off
+    # a lost file is the user's decision, and does not come back as zeros
+    path.unlink()
+    Tracker(tmp_path, lab.config(), accelerator, size, checksum).close()
+    assert path.read_bytes() == b"" and capsys.readouterr().out.count("warning: ") == 1
+    path.write_bytes(content)  # an older checkpoint has no checksum
     Tracker(tmp_path, lab.config(), accelerator, size).close()
-    assert read(tmp_path) == []
 
 
 def test_only_the_main_process_writes(lab, tmp_path):
@@ -100,15 +134,91 @@ def test_every_value_reaches_wandb_under_a_name_of_its_own(lab, tmp_path):
     assert json.loads((tmp_path / "environment.json").read_text())["wandb_run"] == "abc"
     # a resumed run goes on with the same W&B run
     again = Wandb()
-    Tracker(tmp_path, config, again, size=10).close()  # type: ignore[arg-type]
+    Tracker(tmp_path, config, again).close()  # type: ignore[arg-type]
     assert again.started[0]["id"] == "abc" and again.started[0]["resume"] == "allow"
 
 
-def test_when_wandb_fails_there_is_one_line(lab, tmp_path):
+class UsageError(Exception):
+    """As W&B's: the user is not logged in."""
+
+
+def test_where_the_user_can_do_something_there_is_one_line(lab, tmp_path):
+    def not_logged_in(*_, **__):
+        raise UsageError("api_key not configured")
+
     service = Wandb()
-    service.init_trackers = lambda *a, **k: 1 / 0  # type: ignore[method-assign]
+    service.init_trackers = not_logged_in  # type: ignore[method-assign]
     with pytest.raises(UserError, match=r"tracking\.wandb.*offline"):
         Tracker(tmp_path, lab.config("tracking.wandb=true"), service)  # type: ignore[arg-type]
+
+
+class Unreachable(Exception):
+    """As W&B's own, which derives from nothing that is known here."""
+
+
+class FakeWandb(ModuleType):
+    """The module wandb of a service that goes away: ``fails`` names what, ``at`` from which call.
+
+    "hangs" as an error: the call does not return.
+    """
+
+    def __init__(self, fails: str, error: Any, at: int = 1):
+        super().__init__("wandb")
+        self.__spec__ = ModuleSpec("wandb", None)
+        self.config, self.id, self.calls = SimpleNamespace(update=lambda *a, **k: None), "abc", 0
+        self.fails, self.error, self.at, self.lines = fails, error, at, 0
+
+    def _do(self, what: str) -> None:
+        self.calls += what == self.fails
+        if what == self.fails and self.calls >= self.at:
+            if self.error == "hangs":
+                time.sleep(3600)
+            raise cast(BaseException, self.error)
+
+    def init(self, **_: Any) -> "FakeWandb":
+        self._do("init")
+        return self
+
+    def log(self, values: Any, step: int) -> None:
+        self._do("log")
+        self.lines += 1
+
+    def finish(self) -> None:
+        self._do("finish")
+
+
+@pytest.mark.parametrize(
+    ("fails", "error", "at", "what"),
+    [
+        ("init", ConnectionError("no route"), 1, "did not start (ConnectionError: no route)"),
+        ("init", Unreachable("timed out\n  twice"), 1, "did not start (Unreachable: timed out twi"),
+        ("init", "hangs", 1, "did not start (TimeoutError: no answer within 0.2 s)"),
+        ("log", ConnectionError("reset"), 1, "failed (ConnectionError: reset)"),
+        ("log", Unreachable("gone"), 5, "failed (Unreachable: gone)"),
+        ("finish", ConnectionError("reset"), 1, "did not finish; 'wandb sync' sends the rest (Co"),
+        (
+            "finish",
+            SystemExit(1),
+            1,
+            "did not finish; 'wandb sync' sends the rest (RuntimeE",
+        ),
+        ("finish", "hangs", 1, "did not finish; 'wandb sync' sends the rest (TimeoutError: no a"),
+    ],
+)
+def test_a_run_outlives_wandb(lab, tmp_path, monkeypatch, capsys, fails, error, at, what):
+    service = FakeWandb(fails, error, at)
+    monkeypatch.setitem(sys.modules, "wandb", service)
+    for name in ("START_SECONDS", "FINISH_SECONDS") if error == "hangs" else ():
+        monkeypatch.setattr(f"continual.tracking.{name}", 0.2)
+    monkeypatch.setattr(runs, "_show", lambda folder: None)
+    AcceleratorState._reset_state(True)
+    assert cli.main(["train", *lab.settings("tracking.wandb=true", output=tmp_path)]) == 0
+    said = capsys.readouterr()
+    warnings = [line for line in (said.out + said.err).splitlines() if "W&B" in line]
+    assert len(warnings) == 1 and what in warnings[0] and warnings[0].startswith("warning: ")
+    assert lab.results(tmp_path / "run") == lab.results(lab.kept())
+    assert service.lines == {"init": 0, "log": at - 1}.get(fails, service.lines)
+    assert fails != "finish" or service.lines > 10
 
 
 def test_an_offline_run_of_wandb_leaves_metrics_as_they_are(lab, monkeypatch):
