@@ -7,7 +7,8 @@ once or twice per tensor; torch's ``foreach`` does not spare that.
 """
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -17,6 +18,7 @@ from dsi.errors import UserError
 
 ENTRIES = {
     "AdamW": {"step", "exp_avg", "exp_avg_sq"},
+    "TouchedAdamW": {"step", "row_step", "exp_avg", "exp_avg_sq"},
     "Adafactor": {"step", "exp_avg_sq_row", "exp_avg_sq_col", "exp_avg_sq", "RMS"},
 }
 """What an optimizer keeps per parameter: scalars, tensors of its shape, or of its rows (``_row``)
@@ -26,10 +28,14 @@ or columns (``_col``)."""
 def make_optimizer(model: nn.Module, config: TrainingConfig) -> torch.optim.Optimizer:
     """AdamW or Adafactor over the trainable parameters; vectors (norms) are not decayed.
 
-    A group's ``scale`` is what its learning rate is to be multiplied by. Adafactor as T5X has it:
-    steps, and so the decay, are shares of a tensor's root mean square (at least 1e-3), without a
-    first moment, the rate from outside.
+    A group's ``scale`` is what its learning rate is to be multiplied by. The loss of a model's
+    docid rows is set here, too: which rows have a gradient decides which can be updated. Adafactor
+    as T5X has it: steps, and so the decay, are shares of a tensor's root mean square (at least
+    1e-3), without a first moment, the rate from outside.
     """
+    docids: Any = getattr(model, "docids", None)
+    if docids is not None:
+        docids.samples, docids.sparse = config.docid_samples, config.docid_update == "touched"
     trainable = [
         (p, config.docid_learning_rate_scale if name.startswith("docids.") else 1.0)
         for name, p in model.named_parameters()
@@ -52,7 +58,91 @@ def make_optimizer(model: nn.Module, config: TrainingConfig) -> torch.optim.Opti
         return Adafactor(
             groups, scale_parameter=True, relative_step=False, warmup_init=False, beta1=None
         )
+    if config.docid_update == "touched":
+        if torch.distributed.is_initialized() and torch.distributed.get_world_size() > 1:
+            raise UserError(
+                "training.docid_update: touched is for one process; DDP and FSDP2 exchange whole "
+                "gradients, so use all"
+            )
+        return TouchedAdamW(groups, fused=True)
     return torch.optim.AdamW(groups, fused=True)
+
+
+class TouchedAdamW(torch.optim.AdamW):
+    """AdamW; of a parameter whose gradient is sparse, only the rows in it are updated.
+
+    The other rows keep their values and moments bit for bit: they are neither decayed nor moved by
+    old momentum. Every row counts its own updates (``row_step``), so the first one of a row is as
+    long as any parameter's first; with one count for the table it would be up to 3.2 times that.
+    With a gradient for every row at every update this is AdamW.
+    """
+
+    @torch.no_grad()
+    def step(self, closure: Callable[[], float] | None = None) -> float | None:  # type: ignore[override]
+        """One update."""
+        found = [
+            (parameter, group)
+            for group in self.param_groups
+            for parameter in group["params"]
+            if parameter.grad is not None and parameter.grad.is_sparse
+        ]
+        kept = [parameter.grad for parameter, _ in found]
+        for parameter, group in found:
+            self._update_rows(parameter, group)
+            parameter.grad = None
+        loss = super().step(closure)
+        for (parameter, _), gradient in zip(found, kept, strict=True):
+            parameter.grad = gradient
+        return loss
+
+    def _update_rows(self, parameter: Tensor, group: dict[str, Any]) -> None:
+        assert parameter.grad is not None
+        gradient = parameter.grad.coalesce()
+        rows, values = gradient.indices()[0], gradient.values()
+        state, (beta, beta_sq), rate = self.state[parameter], group["betas"], group["lr"]
+        if not state:
+            state["row_step"] = parameter.new_zeros(len(parameter), dtype=torch.float32)
+            state["exp_avg"] = torch.zeros_like(parameter)
+            state["exp_avg_sq"] = torch.zeros_like(parameter)
+        count = state["row_step"][rows] + 1
+        mean = state["exp_avg"][rows].lerp_(values, 1 - beta)
+        square = state["exp_avg_sq"][rows].mul_(beta_sq).addcmul_(values, values, value=1 - beta_sq)
+        state["row_step"][rows] = count
+        state["exp_avg"][rows] = mean
+        state["exp_avg_sq"][rows] = square
+        # in float64: 1 - beta ** count of small counts has few digits left in float32
+        bias = (1 - beta ** count.double()).to(values.dtype)[:, None]
+        bias_sq = (1 - beta_sq ** count.double()).sqrt().to(values.dtype)[:, None]
+        moved = parameter[rows].mul_(1 - rate * group["weight_decay"])
+        size = (square.sqrt_() / bias_sq).add_(group["eps"])
+        parameter[rows] = moved.addcdiv_(mean / bias, size, value=-rate)
+
+
+def clip_gradient(accelerator: Any, parameters: Iterable[nn.Parameter], largest: float) -> Tensor:
+    """Clip the norm of all gradients at ``largest``, sparse ones included; their norm before."""
+    parameters = [p for p in parameters if p.grad is not None]
+    sparse = any(cast(Tensor, p.grad).is_sparse for p in parameters)
+    elsewhere = any(p.device.type != "cpu" or hasattr(p, "full_tensor") for p in parameters)
+    if elsewhere and not sparse:
+        return accelerator.clip_grad_norm_(parameters, largest)
+    values = gradient_values(parameters)
+    size = nn.utils.get_total_norm(values)
+    scale = largest / (size + 1e-6)
+    if not scale >= 1:  # on a processor to ask is cheap, and to multiply by one is not
+        torch._foreach_mul_(values, scale)  # type: ignore[reportPrivateImportUsage]
+    return size
+
+
+def gradient_values(parameters: Iterable[nn.Parameter]) -> list[Tensor]:
+    """The gradients that there are; of a sparse one the rows that it has, each of them once."""
+    found = []
+    for parameter in parameters:
+        if parameter.grad is not None and parameter.grad.is_sparse:
+            parameter.grad = parameter.grad.coalesce()
+            found.append(parameter.grad._values())
+        elif parameter.grad is not None:
+            found.append(parameter.grad)
+    return found
 
 
 def peak_rate(config: TrainingConfig, stage: int) -> float:

@@ -30,11 +30,12 @@ from transformers.models.t5.modeling_t5 import (
     T5DenseActDense,
     T5DenseGatedActDense,
     T5LayerNorm,
-    T5Stack,
 )
 from transformers.utils import logging
 
+from dsi.docid_loss import at_least_float32, docid_loss, loss_of_scores
 from dsi.errors import UserError
+from dsi.stack import Stack
 
 T5_FAMILY = ("t5", "mt5")
 INPUT_STD = 0.1  # initial spread of the vectors that the decoder reads for codes; T5's own is 1
@@ -69,7 +70,12 @@ class DocidHead(nn.Module):
     ``rows`` (sum of C over positions, D): output rows, position after position. ``start`` (D,):
     decoder input of the first position. ``inputs``: decoder inputs of the later positions, absent
     for one-position docids. Shared codes: ``rows`` and ``inputs`` are (C, D).
+
+    ``samples``, ``sparse``: how the loss is made in training (``dsi.docid_loss``), no part of what
+    is saved; 0: exactly.
     """
+
+    samples, sparse = 0, False
 
     def __init__(self, width: int, code_sizes: Sequence[int], shared: bool = False):
         super().__init__()
@@ -96,8 +102,8 @@ class DSIModel(PreTrainedModel):
     def __init__(self, config: DSIConfig):
         super().__init__(config)
         encoder_config, decoder_config = self._stack_configs(config)
-        self.encoder = T5Stack(encoder_config)
-        self.decoder = T5Stack(decoder_config)
+        self.encoder = Stack(encoder_config)
+        self.decoder = Stack(decoder_config)
         self.docids = DocidHead(config.d_model, config.code_sizes or [1], config.shared_codes)
         if config.untied_text_head:
             self.lm_head = nn.Linear(config.d_model, config.vocab_size, bias=False)
@@ -202,8 +208,14 @@ class DSIModel(PreTrainedModel):
 
     def docid_logits(self, hidden_BD: Tensor, position: int = 0) -> Tensor:
         """Scores (B, C) over the codes of one position."""
-        start = self.code_starts[position]
-        return hidden_BD @ self.docids.rows[start : start + self.code_sizes[position]].T
+        return hidden_BD @ self.position_rows(position).T
+
+    def position_rows(self, position: int) -> Tensor:
+        """The rows (C, D) that score the codes of one position."""
+        start, size = self.code_starts[position], self.code_sizes[position]
+        # not a slice where it is all: its gradient would be copied into another of the same size
+        whole = size == len(self.docids.rows)
+        return self.docids.rows if whole else self.docids.rows[start : start + size]
 
     def text_logits(self, hidden: Tensor) -> Tensor:
         """Scores (B, W, V) over words."""
@@ -243,19 +255,25 @@ class DSIModel(PreTrainedModel):
         states, mask = encoded
         if labels is None:
             hidden = self.decode_docid(states, mask, codes)
-            scores = [self.docid_logits(hidden[:, t], t).float() for t in range(codes.shape[1])]
+            positions = range(codes.shape[1])
+            if return_logits:
+                scores = [self.docid_logits(hidden[:, t], t) for t in positions]
+                scores = [s.to(at_least_float32(s)) for s in scores]
+                parts = [loss_of_scores(scores[t], codes[:, t], label_smoothing) for t in positions]
+                return torch.stack(parts).sum(0), scores
+            samples, sparse = self.docids.samples if self.training else 0, self.docids.sparse
             parts = [
-                nn.functional.cross_entropy(
-                    scores[t],
+                docid_loss(
+                    hidden[:, t],
+                    self.position_rows(t),
                     codes[:, t],
-                    reduction="none",
-                    ignore_index=-1,
-                    label_smoothing=label_smoothing,
+                    label_smoothing,
+                    samples,
+                    sparse,
                 )
-                for t in range(codes.shape[1])
+                for t in positions
             ]
-            losses = torch.stack(parts).sum(0)
-            return (losses, scores) if return_logits else losses
+            return torch.stack(parts).sum(0)
         shifted = labels.new_full(labels.shape, self.config.pad_token_id or 0)
         shifted[:, 1:] = labels[:, :-1].clamp(min=0)
         hidden = self.decoder(

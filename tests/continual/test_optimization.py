@@ -2,6 +2,7 @@
 
 import dataclasses
 import math
+import shutil
 
 import pytest
 import torch
@@ -10,8 +11,18 @@ from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 from torch import nn
 
+from continual import runs
 from continual.config import TrainingConfig, load_config
-from continual.optimization import learning_rate, make_optimizer, named_state, restore_state
+from continual.optimization import (
+    clip_gradient,
+    gradient_values,
+    learning_rate,
+    make_optimizer,
+    named_state,
+    restore_state,
+)
+from continual.passes import Part, Passes
+from dsi.batching import Batch
 from dsi.errors import UserError
 from dsi.model import from_scratch, grown_rows
 
@@ -385,3 +396,200 @@ def test_docids_have_a_rate_of_their_own(optimizer):
     for name, step in moved[1.0].items():
         own = 4 if name.startswith("docids.") else 1
         torch.testing.assert_close(moved[4.0][name], own * step, rtol=1e-4, atol=1e-6)
+
+
+# --- rows that are touched ------------------------------------------------------------------------
+
+TOUCHED = dataclasses.replace(
+    CONFIG, docid_softmax="sampled", docid_samples=4, docid_update="touched"
+)
+
+
+def sparse_step(model: Table, optimizer: torch.optim.Optimizer, seed: int, places: torch.Tensor):
+    """:meth:`Table.step` with a sparse gradient of the rows, in two parts."""
+    generator = torch.Generator().manual_seed(seed)
+    optimizer.zero_grad()
+    for parameter in (model.matrix, model.scale):
+        parameter.grad = torch.randn(parameter.shape, generator=generator)
+    values = torch.randn(len(places), WIDTH, generator=generator)
+    twice = torch.cat([places, places])[None]
+    halves = torch.cat([values / 2, values / 2])
+    model.rows.grad = torch.sparse_coo_tensor(
+        twice, halves, model.rows.shape, check_invariants=True
+    )
+    optimizer.step()
+
+
+def test_with_every_row_touched_it_is_adamw():
+    start = torch.randn(5, WIDTH, generator=torch.Generator().manual_seed(1))
+    whole, rows = Table(start), Table(start)
+    reference, optimizer = make_optimizer(whole, CONFIG), make_optimizer(rows, TOUCHED)
+    for seed in range(20):
+        whole.step(reference, seed, torch.arange(5))
+        sparse_step(rows, optimizer, seed, torch.arange(5))
+    torch.testing.assert_close(rows.rows, whole.rows, rtol=1e-6, atol=1e-7)
+    assert torch.equal(rows.matrix, whole.matrix) and torch.equal(rows.scale, whole.scale)
+    ours, theirs = named_state(optimizer, rows), named_state(reference, whole)
+    for key in ("rows/exp_avg", "rows/exp_avg_sq"):
+        torch.testing.assert_close(ours[key], theirs[key], rtol=1e-6, atol=1e-9)
+    assert ours["rows/row_step"].tolist() == [20] * 5
+
+
+def test_rows_that_are_not_touched_stay_bit_for_bit():
+    start = torch.randn(6, WIDTH, generator=torch.Generator().manual_seed(1))
+    model = Table(start)
+    optimizer = make_optimizer(model, TOUCHED)
+    sparse_step(model, optimizer, 0, torch.arange(6))
+    before, moments = model.rows.detach().clone(), named_state(optimizer, model)
+    moments = {key: value.clone() for key, value in moments.items()}
+    sparse_step(model, optimizer, 1, torch.tensor([4, 1]))
+    after, others = named_state(optimizer, model), torch.tensor([0, 2, 3, 5])
+    assert torch.equal(model.rows[others], before[others])
+    assert not (model.rows[[1, 4]] == before[[1, 4]]).all(1).any()
+    for key in ("rows/exp_avg", "rows/exp_avg_sq", "rows/row_step"):
+        assert torch.equal(after[key][others], moments[key][others])
+    assert after["rows/row_step"].tolist() == [1, 2, 1, 1, 2, 1]
+    assert model.rows.grad is not None and model.rows.grad.is_sparse, "left as it was"
+
+
+def test_the_first_update_of_touched_rows_is_the_dense_one():
+    start, places = torch.ones(6, WIDTH), torch.tensor([0, 3])
+    whole, rows = Table(start), Table(start)
+    whole.step(make_optimizer(whole, CONFIG), 7, places)
+    sparse_step(rows, make_optimizer(rows, TOUCHED), 7, places)
+    torch.testing.assert_close(rows.rows[places], whole.rows[places], rtol=1e-6, atol=1e-7)
+    assert torch.equal(rows.rows[[1, 2, 4, 5]], start[:4])
+
+
+def test_a_row_touched_late_moves_as_far_as_one_touched_first():
+    model = Table(torch.zeros(2, WIDTH))
+    optimizer = make_optimizer(model, dataclasses.replace(TOUCHED, weight_decay=0.0))
+    for seed in range(50):
+        sparse_step(model, optimizer, seed, torch.tensor([0]))
+    sparse_step(model, optimizer, 50, torch.tensor([1]))
+    torch.testing.assert_close(model.rows[1].abs(), torch.full((WIDTH,), 0.01))
+
+
+def test_moments_of_touched_rows_grow_and_are_kept(tmp_path):
+    small = Table(torch.randn(3, WIDTH, generator=torch.Generator().manual_seed(1)))
+    optimizer = make_optimizer(small, TOUCHED)
+    for seed, places in enumerate(([0, 1, 2], [0, 2], [2])):
+        sparse_step(small, optimizer, seed, torch.tensor(places))
+    save_file(named_state(optimizer, small), tmp_path / "optimizer.safetensors")
+    moments = load_file(tmp_path / "optimizer.safetensors")
+
+    again = Table(small.rows.detach())
+    again.load_state_dict(small.state_dict())
+    other = make_optimizer(again, TOUCHED)
+    restore_state(other, again, moments)
+    sparse_step(small, optimizer, 9, torch.tensor([1]))
+    sparse_step(again, other, 9, torch.tensor([1]))
+    assert torch.equal(again.rows, small.rows)
+
+    old = torch.tensor([1, 3, 4])
+    large = Table(torch.zeros(6, WIDTH))
+    optimizer = make_optimizer(large, TOUCHED)
+    restore_state(optimizer, large, moments, {"rows": old})
+    after = named_state(optimizer, large)
+    assert after["rows/row_step"].tolist() == [0, 2, 0, 1, 3, 0]
+    assert torch.equal(after["rows/exp_avg"][old], moments["rows/exp_avg"])
+    with pytest.raises(UserError, match="row_step"):
+        restore_state(make_optimizer(large, CONFIG), large, moments, {"rows": old})
+
+
+def test_the_norm_that_is_clipped_is_of_all_gradients(accelerator):
+    start, places = torch.ones(6, WIDTH), torch.tensor([0, 3])
+    whole, rows = Table(start), Table(start)
+    whole.step(make_optimizer(whole, CONFIG), 7, places)
+    sparse_step(rows, make_optimizer(rows, TOUCHED), 7, places)
+    expected = accelerator.clip_grad_norm_(whole.parameters(), 0.5)
+    found = clip_gradient(accelerator, rows.parameters(), 0.5)
+    torch.testing.assert_close(found, expected)
+    assert rows.rows.grad is not None and rows.rows.grad.is_sparse
+    torch.testing.assert_close(rows.rows.grad.to_dense(), whole.rows.grad)
+    torch.testing.assert_close(rows.matrix.grad, whole.matrix.grad)
+    again = clip_gradient(accelerator, whole.parameters(), 0.5)
+    assert float(again) == pytest.approx(0.5, rel=1e-4)
+    norms = [value.norm() for value in gradient_values(rows.parameters())]
+    assert float(torch.stack(norms).norm()) == pytest.approx(0.5, rel=1e-4)
+
+
+def test_a_model_is_told_which_loss_it_is_trained_with():
+    model = from_scratch(0, **SIZES, num_decoder_layers=1, code_sizes=[30])
+    make_optimizer(model, TOUCHED)
+    assert (model.docids.samples, model.docids.sparse) == (4, True)
+    make_optimizer(model, CONFIG)
+    assert (model.docids.samples, model.docids.sparse) == (0, False)
+
+
+def test_two_processes_cannot_exchange_touched_rows(monkeypatch):
+    monkeypatch.setattr(torch.distributed, "is_initialized", lambda: True)
+    monkeypatch.setattr(torch.distributed, "get_world_size", lambda: 2)
+    with pytest.raises(UserError, match=r"^training\.docid_update: touched is for one process"):
+        make_optimizer(Table(torch.ones(2, WIDTH)), TOUCHED)
+
+
+SAMPLED = ("training.docid_softmax=sampled", "training.docid_samples=4")
+EVERY_KEY = (*SAMPLED, "training.docid_update=touched")
+
+
+@pytest.mark.parametrize(
+    ("settings_", "start"),
+    [
+        (SAMPLED[:1], "training.docid_samples: above zero"),
+        (SAMPLED[1:], "training.docid_samples: above zero"),
+        ((*SAMPLED, "docids=semantic"), "training.docid_softmax: sampled is for one row"),
+        ((*SAMPLED, "sharpness=functional"), "training.docid_softmax: 'functional' compares"),
+        (("training.docid_update=touched",), "training.docid_update: touched: needs"),
+        ((*EVERY_KEY, "training.optimizer=adafactor"), "training.docid_update: touched: Adafactor"),
+        ((*EVERY_KEY, "sharpness=sam"), "training.docid_update: touched: 'sam' perturbs"),
+        ((*EVERY_KEY, "regularizer=l2"), "training.docid_update: touched: 'l2' pulls"),
+        ((*EVERY_KEY, "direction=bidirectional"), "training.docid_update: touched: text"),
+    ],
+)
+def test_what_does_not_go_with_sampled_or_touched_rows(settings_, start):
+    with pytest.raises(UserError) as caught:
+        load_config(None, settings_)
+    assert str(caught.value).startswith(start) and "\n" not in str(caught.value)
+
+
+def test_what_goes_with_them():
+    load_config(None, (*SAMPLED, "sharpness=sam"))
+    load_config(None, (*EVERY_KEY, "sharpness=sam", "sharpness.rho=0"))
+
+
+def test_as_many_samples_as_documents_train_as_the_exact_loss_does(lab):
+    sampled = lab.train("training.docid_softmax=sampled", "training.docid_samples=30")
+    ours, exact = (
+        [line["loss"] for line in lab.metrics(run) if "loss" in line]
+        for run in (sampled, lab.kept())
+    )
+    assert len(ours) > 6 and ours == pytest.approx(exact, rel=1e-3)
+
+
+def test_a_run_that_touches_few_rows_is_resumed_bit_for_bit(lab, tmp_path):
+    few = (SAMPLED[0], "training.docid_samples=3", EVERY_KEY[-1], "checkpoint.every=3")
+    whole = lab.train(*few, "checkpoint.keep=9")
+    part = tmp_path / "run"
+    shutil.copytree(whole, part)
+    for folder in sorted((part / "checkpoints").iterdir())[3:]:
+        shutil.rmtree(folder)
+    config = load_config(part / "config.yaml", [f"output={tmp_path}"])
+    lab.call(runs.train, config, resume=True)
+    assert lab.results(part, "metrics.jsonl") == lab.results(whole, "metrics.jsonl")
+
+
+def test_both_passes_of_an_update_draw_the_same_documents(accelerator):
+    model = from_scratch(0, **SIZES, num_decoder_layers=1, code_sizes=[900], dropout_rate=0.1)
+    make_optimizer(model, dataclasses.replace(TOUCHED, docid_update="all"))
+    model.train()
+    codes = torch.arange(900)[:, None]
+    ids = torch.randint(2, 20, (8, 5), generator=torch.Generator().manual_seed(0))
+    parts = [
+        Part(Batch(ids, torch.ones_like(ids), torch.arange(i, i + 8), None), i) for i in (0, 1)
+    ]
+    passes = Passes(model, accelerator, codes, 5, 0.0)
+    one, other = passes.look(parts).losses, passes.look(parts).losses
+    assert all(torch.equal(a, b) for a, b in zip(one, other, strict=True))
+    later = Passes(model, accelerator, codes, 6, 0.0).look(parts).losses
+    assert not any(torch.equal(a, b) for a, b in zip(one, later, strict=True))
