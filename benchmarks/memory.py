@@ -13,7 +13,8 @@ part in a process of its own, one after the other, on what the parts before have
 * ``all``: read, tokenize, assign (naive) and batch in one process, with an empty cache.
 
 Peak memory is ``ru_maxrss`` of that process: Python, the libraries (``import`` says how much of it)
-and mapped pages count in. Documents per second are stated per second of wall time and of the
+and mapped pages count in; ``own`` is the part that is no mapped file, which the system cannot take
+back. Documents per second are stated per second of wall time and of the
 process's processor time (a loaded machine distorts the first).
 """
 
@@ -24,6 +25,7 @@ import resource
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -98,6 +100,8 @@ def run_part(part: str, folder: Path, scratch: Path) -> dict[str, Any]:
     import continual.assignment  # the libraries are loaded before the clock runs
 
     assert continual.assignment
+    own = Own()
+    own.start()
     wall, processor = time.perf_counter(), time.process_time()
     count = work[part]()
     return {
@@ -105,7 +109,24 @@ def run_part(part: str, folder: Path, scratch: Path) -> dict[str, Any]:
         "wall_s": time.perf_counter() - wall,
         "processor_s": time.process_time() - processor,
         "peak_mb": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e6,
+        "own_mb": own.most,
     }
+
+
+class Own(threading.Thread):
+    """Watches the memory of this process that is no mapped file."""
+
+    def __init__(self) -> None:
+        super().__init__(daemon=True)
+        self.most = 0.0
+
+    def run(self) -> None:
+        """Look twenty times a second."""
+        while True:
+            with open("/proc/self/status") as status:
+                kilobytes = next(line for line in status if line.startswith("RssAnon")).split()[1]
+            self.most = max(self.most, int(kilobytes) * 1024 / 1e6)
+            time.sleep(0.05)
 
 
 def _config(folder: Path, *settings: str) -> Any:
@@ -160,7 +181,7 @@ def _draw(config: Any, material: Any) -> int:
     """Batches of the last stage: indexing by two views, and the train queries of D_0."""
     from continual.context import true_queries
     from continual.mixture import stage_sources
-    from dsi.batching import batches_from
+    from dsi.batching import BatchShape, batches_from
 
     stream, stage = material.stream, len(material.stream) - 1
     pool = true_queries(stream)
@@ -169,7 +190,7 @@ def _draw(config: Any, material: Any) -> int:
     started = time.perf_counter(), time.process_time()
     drawn = 0
     window = config.training.window
-    for batch in batches_from(sources, 0, BATCHES, window, BATCH_SIZE, seed=0):
+    for batch in batches_from(sources, 0, BATCHES, window, BatchShape(BATCH_SIZE), seed=0):
         drawn += len(batch.documents)
     wall, processor = time.perf_counter() - started[0], time.process_time() - started[1]
     print(f"{drawn} examples drawn in {wall:.1f} s, {processor:.1f} s of a processor", flush=True)
@@ -193,7 +214,7 @@ def line(part: str, row: dict[str, Any]) -> str:
     speed = [row["documents"] / max(row[key], 1e-9) for key in ("wall_s", "processor_s")]
     seconds = f"{row['wall_s']:8.1f} {row['processor_s']:8.1f}"
     counts = f"{row['documents']:>10,d} {seconds} {speed[0]:>10,.0f} {speed[1]:>10,.0f}"
-    return f"{part:<10}{counts} {row['peak_mb']:>8,.0f}"
+    return f"{part:<10}{counts} {row['peak_mb']:>8,.0f} {row['own_mb']:>8,.0f}"
 
 
 def main() -> None:
@@ -227,7 +248,7 @@ def measure(documents: int, parts: list[str], place: Path) -> dict[str, dict[str
     size = sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
     print(f"{documents:,d} documents of {WORDS} words, {size / 1e6:,.0f} MB of files")
     heads = f"{'documents':>10} {'wall s':>8} {'cpu s':>8} {'doc/wall s':>10} {'doc/cpu s':>10}"
-    print(f"{'part':<10}{heads} {'peak MB':>8}")
+    print(f"{'part':<10}{heads} {'peak MB':>8} {'own MB':>8}")
     rows = {}
     for part in parts:
         cache = place / ("cache-all" if part == "all" else "cache")

@@ -100,10 +100,16 @@ class TrainingConfig:
     """Updates of every later stage."""
     batch_size: int = 64
     """Examples of one update, over all devices and micro-batches."""
+    batch_tokens: int = 0
+    """Tokens of one update in place of ``batch_size`` examples: long texts then come in smaller
+    batches than short ones; 0: ``batch_size``."""
     accumulation: int = 1
     """Micro-batches that one update is split into."""
     window: int = 16
     """Updates drawn together and sorted by length, so that batches need little padding."""
+    length_groups: int = 1
+    """An update has examples of so many quantiles of length, each padded and passed on its own; 1:
+    all of about one length, the fastest."""
     optimizer: Literal["adamw", "adafactor"] = "adamw"
     """adafactor: the rate is a share of each tensor's own size (T5X: 1e-3 to fine-tune)."""
     learning_rate: float = 2e-3
@@ -124,8 +130,27 @@ class TrainingConfig:
     label_smoothing: float = 0.0
     ratio: float = 0.67
     """Indexing examples per query of D_0 in stage 0 (DSI's r; the paper: 32)."""
-    precision: Literal["no", "bf16"] = "no"
-    """bf16: autocast with fp32 weights. T5 overflows in fp16."""
+    docid_softmax: Literal["exact", "sampled"] = "exact"
+    """sampled: the sum over all documents is estimated from ``docid_samples`` of them and the
+    batch's own (atomic docids only)."""
+    docid_samples: int = 0
+    """Documents drawn for every micro-batch under ``sampled``; 0 under ``exact``."""
+    docid_update: Literal["all", "touched"] = "all"
+    """touched: only rows of documents that were drawn or in the batch change, decay and moments
+    included, so an update's cost does not grow with the documents; needs ``sampled``."""
+    precision: Literal["auto", "no", "bf16"] = "auto"
+    """bf16: autocast with fp32 weights; auto: where the processor or GPU has units for it. T5
+    overflows in fp16."""
+    fast_dropout: bool = True
+    """On a processor, decide by 16 random bits per value instead of a random float."""
+    gradient_checkpointing: bool = False
+    """Run each layer again in the backward pass instead of keeping what it computed."""
+    compile: Literal["no", "default", "reduce-overhead", "max-autotune"] = "no"
+    """Mode of torch.compile (reduce-overhead: CUDA graphs); slower than no on a processor."""
+    pad_to_multiple: int = 1
+    """Inputs are padded to a multiple of so many tokens, so that few shapes are compiled."""
+    prefetch: int = 2
+    """Batches made ahead by a thread; 0: none."""
     reset_optimizer: bool = False
     """Start every stage with fresh moments."""
     restart: bool = False

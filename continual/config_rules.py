@@ -27,6 +27,8 @@ def check(config: "RunConfig") -> None:
         "training.batch_size": training.batch_size,
         "training.accumulation": training.accumulation,
         "training.window": training.window,
+        "training.length_groups": training.length_groups,
+        "training.pad_to_multiple": training.pad_to_multiple,
         "training.learning_rate": training.learning_rate,
         "training.docid_learning_rate_scale": training.docid_learning_rate_scale,
         "evaluation.batch_size": evaluation.batch_size,
@@ -51,6 +53,9 @@ def check(config: "RunConfig") -> None:
         "model.num_decoder_layers": (model.num_decoder_layers, 1000),
         "training.batch_size": (training.batch_size, 2**20),
         "training.window": (training.window, 2**20),
+        "training.batch_tokens": (training.batch_tokens, 2**30),
+        "training.pad_to_multiple": (training.pad_to_multiple, 2**10),
+        "training.prefetch": (training.prefetch, 2**10),
         "evaluation.batch_size": (evaluation.batch_size, 2**20),
         "evaluation.beams": (evaluation.beams, 2**20),
         "evaluation.document_length": (evaluation.document_length, 2**20),
@@ -63,7 +68,15 @@ def check(config: "RunConfig") -> None:
         "evaluation.events_every": evaluation.events_every,
         "checkpoint.every": config.checkpoint.every,
     }
-    for key in ("updates", "updates_per_stage", "warmup", "clip", "weight_decay"):
+    for key in (
+        "updates",
+        "updates_per_stage",
+        "batch_tokens",
+        "prefetch",
+        "warmup",
+        "clip",
+        "weight_decay",
+    ):
         not_negative[f"training.{key}"] = getattr(training, key)
     for key, value in not_negative.items():
         _require(0 <= value < math.inf, f"{key}: must not be negative or infinite")
@@ -106,7 +119,15 @@ def check(config: "RunConfig") -> None:
         training.stages == "all" or training.restart,
         "training.stages: 'last' trains on everything from new weights; set training.restart: true",
     )
+    _require(
+        training.batch_tokens == 0 or training.batch_size == type(training)().batch_size,
+        "training.batch_tokens: takes the place of training.batch_size; leave one of them out",
+    )
     policy = config.sharpness.build()
+    _require(
+        not (training.batch_tokens and getattr(policy.config, "m", None) is not None),
+        "training.batch_tokens: sharpness.m needs groups of equally many examples; use batch_size",
+    )
     local = getattr(policy.config, "sync", "global") == "local"
     _require(
         not (local and (policy.remembers or policy.descent_share() < 1)),
@@ -117,6 +138,7 @@ def check(config: "RunConfig") -> None:
         not (getattr(policy.config, "preconditioned", False) and training.optimizer != "adamw"),
         "sharpness.preconditioned: needs training.optimizer: adamw, which keeps every square",
     )
+    _check_docid_loss(config)
     compares = config.merging.name != "none" or config.regularizer.name != "none"
     _require(
         not (training.restart and compares),
@@ -156,6 +178,41 @@ def check(config: "RunConfig") -> None:
         "indexing: none leaves later stages nothing to train on without replay; choose a replay, "
         "or indexing: seen",
     )
+
+
+def _check_docid_loss(config: "RunConfig") -> None:
+    training, policy = config.training, config.sharpness.build()
+    sampled, touched = training.docid_softmax == "sampled", training.docid_update == "touched"
+    sharp = policy.active(0) or policy.active(1)
+    _require(
+        training.docid_samples > 0 if sampled else training.docid_samples == 0,
+        "training.docid_samples: above zero with training.docid_softmax: sampled, and 0 with exact",
+    )
+    _require(
+        not sampled or config.docids.name == "atomic",
+        "training.docid_softmax: sampled is for one row per document (docids: atomic); the codes "
+        "of a position are few, so use exact",
+    )
+    _require(
+        not (sampled and sharp and (policy.functional or policy.reference)),
+        f"training.docid_softmax: {config.sharpness.name!r} compares the scores of all documents; "
+        "use exact",
+    )
+    reasons = {
+        "needs training.docid_softmax: sampled; an exact softmax touches every row": not sampled,
+        "Adafactor's steps are shares of the whole table's size; set training.optimizer: adamw": (
+            training.optimizer != "adamw"
+        ),
+        f"{config.sharpness.name!r} perturbs every row; use all": sharp,
+        f"{config.regularizer.name!r} pulls at every row; use all": (
+            config.regularizer.name != "none"
+        ),
+        "text directions read rows as well, with a gradient for every row; use all": (
+            config.direction != "inputs_to_targets"
+        ),
+    }
+    for reason, applies in reasons.items():
+        _require(not (touched and applies), f"training.docid_update: touched: {reason}")
 
 
 def _whole_numbers(value: Any, path: str) -> Iterator[tuple[str, int]]:

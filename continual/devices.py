@@ -1,10 +1,11 @@
 """The processes and devices of a run; what cannot work on them is refused before training."""
 
 import os
+from typing import Literal
 
 import torch
 from accelerate import Accelerator
-from accelerate.utils import DistributedDataParallelKwargs, DistributedType
+from accelerate.utils import DistributedDataParallelKwargs, DistributedType, parse_flag_from_env
 
 from continual.config import RunConfig
 from continual.sharding import is_sharded
@@ -21,12 +22,34 @@ def make_accelerator(config: RunConfig) -> Accelerator:
         or config.direction != "inputs_to_targets"  # writing text leaves out the docid decoder's
     )
     accelerator = Accelerator(
-        mixed_precision=config.training.precision,
+        mixed_precision=precision(config, _device_to_come()),
         log_with="wandb" if config.tracking.wandb else None,
         kwargs_handlers=[unused],
     )
     refuse(config, accelerator)
     return accelerator
+
+
+def precision(config: RunConfig, device: torch.device) -> Literal["no", "bf16"]:
+    """What ``training.precision`` means on a device: bf16 only pays where there are units for it.
+
+    Elsewhere it is emulated, at several times the cost of fp32.
+    """
+    asked = config.training.precision
+    if asked != "auto":
+        return asked
+    if device.type == "cuda":
+        able = torch.cuda.is_bf16_supported(including_emulation=False)
+    else:
+        units = (torch.cpu._is_avx512_bf16_supported, torch.cpu._is_amx_tile_supported)
+        able = device.type == "cpu" and any(has() for has in units)
+    return "bf16" if able else "no"
+
+
+def _device_to_come() -> torch.device:
+    # asking Accelerate's state before there is an Accelerator would fix the number of processes
+    cpu = parse_flag_from_env("ACCELERATE_USE_CPU") or not torch.cuda.is_available()
+    return torch.device("cpu" if cpu else "cuda")
 
 
 def refuse(config: RunConfig, accelerator: Accelerator) -> None:
@@ -48,6 +71,11 @@ def refuse(config: RunConfig, accelerator: Accelerator) -> None:
         raise UserError(
             "fsdp_version: 1 shards flat copies of the weights, which no component can name; set "
             "fsdp_version: 2 in accelerate's configuration"
+        )
+    if is_sharded(accelerator) and config.training.compile != "no":
+        raise UserError(
+            "training.compile: FSDP2 gathers each layer when it runs, which a compiled whole cannot"
+            " wait for; use compile: no, or DDP"
         )
     if is_sharded(accelerator) and config.regularizer.name != "none":
         raise UserError(

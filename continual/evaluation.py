@@ -7,8 +7,8 @@ Shape legend: Q queries, N documents of U_n, K results, B batch.
 """
 
 import time
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
 from functools import partial
 from typing import Any, cast
 
@@ -18,6 +18,7 @@ from accelerate import Accelerator
 from accelerate.utils import gather_object
 
 from continual.config import RunConfig
+from continual.devices import precision
 from continual.mixture import prompt_ids
 from continual.stream import Judged, Stream
 from dsi.batching import gather, padded
@@ -90,7 +91,7 @@ class Evaluator:
             codes_NT,
             beams=settings.beams,
             length_penalty=settings.length_penalty,
-            dtype=torch.bfloat16 if config.training.precision == "bf16" else None,
+            dtype=torch.bfloat16 if precision(config, accelerator.device) == "bf16" else None,
             version=stage,
         )
 
@@ -118,11 +119,13 @@ class Evaluator:
         settings = self.config.evaluation
         tokens = Tokens.concatenate([queries[o].tokens for o in range(stage + 1)])
         prompt = prompt_ids(self.stream.tokenizer, self.config.prompts.retrieval)
-        ranking = self.rank(tokens, prompt, partial(self.ranker.rank, k=settings.depth))
-        how: dict[str, Any] = {"beams": settings.beams, **ranking.speed_and_validity()}
+        searches = [partial(self.ranker.rank, k=settings.depth)]
         if settings.unconstrained:
-            free = self.rank(tokens, prompt, partial(self.ranker.unconstrained, k=settings.depth))
-            how["unconstrained"] = free.speed_and_validity()
+            searches.append(partial(self.ranker.unconstrained, k=settings.depth))
+        ranking, *free = self.rank_each(tokens, prompt, searches)
+        how: dict[str, Any] = {"beams": settings.beams, **ranking.speed_and_validity()}
+        if free:
+            how["unconstrained"] = free[0].speed_and_validity()
         results, start = [], 0
         for o in range(stage + 1):
             stop = start + len(queries[o])
@@ -140,35 +143,61 @@ class Evaluator:
 
     def rank(self, tokens: Tokens, prompt: np.ndarray, search: Callable[..., Found]) -> Ranking:
         """What ``search`` finds for Q texts, over all processes."""
+        return self.rank_each(tokens, prompt, [search])[0]
+
+    def rank_each(
+        self, tokens: Tokens, prompt: np.ndarray, searches: Sequence[Callable[..., Found]]
+    ) -> list[Ranking]:
+        """What each of the searches finds for Q texts; several share what the encoder says."""
         if len(tokens) == 0:
-            return Ranking(np.zeros((0, 1), np.int64), np.zeros((0, 1), np.float32))
+            nothing = Ranking(np.zeros((0, 1), np.int64), np.zeros((0, 1), np.float32))
+            return [nothing] * len(searches)
         tokens = gather(tokens, tokens.offsets[:-1], tokens.lengths, prompt=prompt)
         order = np.argsort(tokens.lengths, kind="stable")
         size, accelerator = self.config.evaluation.batch_size, self.accelerator
         batches = [order[i : i + size] for i in range(0, len(order), size)]
         mine = batches[accelerator.process_index :: accelerator.num_processes]
-        parts: list[tuple[np.ndarray, np.ndarray, np.ndarray]] = []
-        invalid = repeats = 0
-        started = time.perf_counter()
+        made = [_Made() for _ in searches]
         for rows in mine:
+            started = time.perf_counter()
             ids, mask = padded(tokens, rows, self.pad)
-            device = self.ranker.inference.device
-            found = search(
-                torch.from_numpy(ids).to(device),
-                torch.from_numpy(mask.astype(np.int64)).to(device),
-            )
-            parts.append((rows, found.documents.cpu().numpy(), found.scores.cpu().numpy()))
-            invalid, repeats = invalid + found.invalid, repeats + found.repeats
-        seconds = time.perf_counter() - started
+            inference = self.ranker.inference
+            input_ids = torch.from_numpy(ids).to(inference.device)
+            seen = torch.from_numpy(mask.astype(np.int64)).to(inference.device)
+            several = len(searches) > 1
+            shared = {"source": inference.encode(input_ids, seen)} if several else {}
+            before = time.perf_counter() - started  # either search alone would take it, too
+            for one, search in zip(made, searches, strict=True):
+                started = time.perf_counter()
+                found = search(input_ids, seen, **shared)
+                one.parts.append((rows, found.documents.cpu().numpy(), found.scores.cpu().numpy()))
+                one.invalid, one.repeats = one.invalid + found.invalid, one.repeats + found.repeats
+                one.seconds += before + time.perf_counter() - started
+        return [self._whole(one, len(order)) for one in made]
+
+    def _whole(self, made: "_Made", count: int) -> Ranking:
+        """The results of all processes in the order of the texts."""
+        accelerator, parts = self.accelerator, made.parts
+        invalid, repeats = made.invalid, made.repeats
         if accelerator.num_processes > 1:
             parts = gather_object(parts)
             invalid, repeats = (sum(gather_object([n])) for n in (invalid, repeats))
         width = parts[0][1].shape[1]
-        numbers = np.full((len(order), width), -1, np.int64)
-        scores = np.full((len(order), width), -np.inf, np.float32)
+        numbers = np.full((count, width), -1, np.int64)
+        scores = np.full((count, width), -np.inf, np.float32)
         for rows, number, score in parts:
             numbers[rows], scores[rows] = number, score
-        return Ranking(numbers, scores, seconds, invalid, repeats)
+        return Ranking(numbers, scores, made.seconds, invalid, repeats)
+
+
+@dataclass
+class _Made:
+    """What one process has found so far: text numbers, documents and scores of each batch."""
+
+    parts: list[tuple[np.ndarray, np.ndarray, np.ndarray]] = field(default_factory=list)
+    invalid: int = 0
+    repeats: int = 0
+    seconds: float = 0.0
 
 
 def _result(

@@ -76,7 +76,7 @@ def sample(config: RunConfig, stream: Stream, stage: int) -> list[Batch]:
     evaluation, count = config.evaluation, stream.count(stage)
     rng = numpy_rng(config.seed, "sharpness", stage)
     rows = rng.choice(count, min(evaluation.sharpness.examples, count), replace=False)
-    lengths = np.minimum(stream.tokens.lengths[rows], evaluation.document_length)
+    lengths = np.minimum(stream.tokens.lengths_of(rows), evaluation.document_length)
     prompt = prompt_ids(stream.tokenizer, config.prompts.indexing)
     heads = gather(stream.tokens, stream.tokens.offsets[rows], lengths, prompt=prompt)
     order = np.argsort(lengths, kind="stable")

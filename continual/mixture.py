@@ -5,16 +5,18 @@ from collections.abc import Sequence
 import numpy as np
 from transformers import PreTrainedTokenizerFast
 
-from continual.config import RunConfig
+from continual.config import RunConfig, TrainingConfig
 from continual.context import QueryPool
 from continual.stream import Stream
 from dsi.batching import (
+    BatchShape,
     DocumentSampler,
     DocumentSource,
     QueriesOfDocuments,
     QuerySource,
     Source,
     TextSource,
+    examples_for,
 )
 from dsi.errors import UserError
 from dsi.seeding import derive
@@ -81,6 +83,18 @@ def stage_sources(
             "set indexing: seen, or a finite replay.ratio and a corpus with train queries"
         )
     return sources
+
+
+def batch_shape(
+    training: TrainingConfig, sources: Sequence[Source], seed: int, ranks: int, pad: int
+) -> BatchShape:
+    """The size of updates that ``ranks`` processes can share."""
+    least, even = ranks * training.accumulation, training.batch_tokens > 0
+    size = training.batch_size
+    if even:
+        size = examples_for(sources, training.batch_tokens, training.window, seed)
+    groups, multiple = training.length_groups, training.pad_to_multiple
+    return BatchShape(max(size, least), pad, groups, even, least, multiple)
 
 
 def prompt_ids(tokenizer: PreTrainedTokenizerFast, prompt: str) -> np.ndarray:

@@ -15,10 +15,12 @@ from dsi.seeding import derive
 
 @dataclass(frozen=True)
 class Part:
-    """A piece of an update: ``index`` decides its dropout, ``factor`` scales its loss."""
+    """A piece of an update: ``index`` and ``group`` decide its dropout, ``factor`` scales its
+    loss."""
 
     batch: Batch
     index: int
+    group: int = 0
     factor: float = 1.0
 
 
@@ -143,7 +145,9 @@ class Passes:
     def reseed(self, part: Part, decoder: bool = False) -> None:
         """The dropout of a part; ``decoder``: of its decoder alone."""
         torch.manual_seed(
-            derive(self.seed, self.accelerator.process_index, part.index, *([1] * decoder))
+            derive(
+                self.seed, self.accelerator.process_index, part.index, part.group, *([1] * decoder)
+            )
         )
 
     def reduce(self, value: Tensor) -> Tensor:

@@ -11,10 +11,11 @@ import numpy as np
 from pyarrow.compute import call_function
 from transformers import PreTrainedTokenizerFast
 
-from continual.config import RunConfig
+from continual.config import RunConfig, TrainingConfig
 from continual.stream import Part, Stream
 from dsi.corpus import check_stream, document_texts, read_corpus, read_stream
 from dsi.corpus_ids import id_rows, take
+from dsi.dropout import use_fast_dropout
 from dsi.errors import UserError
 from dsi.files import cache_folder, replace_atomically
 from dsi.model import DSIModel, from_checkpoint, from_scratch
@@ -123,6 +124,19 @@ def make_model(
         code_sizes=code_sizes,
         shared_codes=shared_codes,
     )
+
+
+def prepare_layers(model: DSIModel, training: TrainingConfig) -> None:
+    """How the layers compute while training, which changes no weight: before devices get them."""
+    use_fast_dropout(model, training.fast_dropout)
+    if training.gradient_checkpointing:
+        # its name in the newest releases, and in the oldest that we support
+        for name in ("activation_checkpointing_enable", "gradient_checkpointing_enable"):
+            if enable := getattr(model, name, None):
+                enable({"use_reentrant": False})
+                break
+    if training.compile != "no":
+        model.compile(mode=training.compile)
 
 
 def _trained(config: RunConfig, first: Part) -> PreTrainedTokenizerFast:

@@ -8,13 +8,14 @@ exchange between the ranks, one clip at the end, and an update that is not finit
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 from accelerate import Accelerator
 from torch import Tensor, nn
 
+from continual.optimization import clip_gradient, gradient_values
 from continual.passes import Part, Passes, Result, displaced, largest, noised
 from continual.sharpness._policy import DECODER, Policy, Step, norm
 from dsi.batching import Batch
@@ -23,8 +24,8 @@ from dsi.errors import UserError
 
 @dataclass(frozen=True)
 class Update:
-    """``loss``: summed over all ranks, divided by the targets, detached. ``taken``: False when a
-    gradient was not finite and nothing was changed."""
+    """``loss``: summed over this rank's examples, divided by the targets of all, detached.
+    ``taken``: False when a gradient was not finite and nothing was changed."""
 
     loss: Tensor
     taken: bool = True
@@ -85,20 +86,20 @@ def take_step(
         # once per update, whatever the number of micro-batches and ranks; on the unwrapped model,
         # so no synchronisation is due: every rank adds the same gradient
         penalty.backward()
-    size = accelerator.clip_grad_norm_(raw.parameters(), clip) if clip > 0 else None
+    size = clip_gradient(accelerator, raw.parameters(), clip) if clip > 0 else None
     if found is not None or careful:
         # the gradient is the same on every rank, so all of them come to the same decision
         if size is None:
-            size = norm([p.grad for p in raw.parameters() if p.grad is not None])
+            size = norm(gradient_values(raw.parameters()))
         if not bool(torch.isfinite(size)):
             optimizer.zero_grad(set_to_none=True)
-            return Update(passes.reduce(loss), taken=False)
+            return Update(loss, taken=False)
     optimizer.step()
     if found is not None:
         if found.decoupled is not None:
             _take_decoupled(optimizer, found)
         sharpness.after_update(found.step)
-    return Update(passes.reduce(loss))
+    return Update(loss)
 
 
 def cut(batch: Batch, accelerator: Accelerator, micro_batches: int) -> list[Part]:
@@ -245,7 +246,7 @@ class Descent:
             some = bool(mask.any())
             rows = mask.cpu() if some else torch.zeros(1, dtype=torch.long)
             # ranks exchange gradients together, so one without examples runs one that counts zero
-            piece = Part(part.batch.rows(rows), part.index, 1.0 if some else 0.0)
+            piece = replace(part, batch=part.batch.rows(rows), factor=1.0 if some else 0.0)
             kept.append(piece)
             targets += piece.batch.targets() if some else 0
         everyones = int(self.passes.reduce(torch.tensor(targets, device=rises[0].device)))
@@ -339,10 +340,14 @@ def _require_float32(named: dict[str, nn.Parameter]) -> None:
 
 
 def _pieces(batch: Batch, first: int, count: int, of: int, index: int = 0) -> list[Part]:
-    """``count`` of ``of`` equal pieces from number ``first`` on, numbered from ``index`` on."""
-    if of == 1:
-        return [Part(batch, index)]
-    return [Part(batch.part(first + i, of), index + i) for i in range(count)]
+    """``count`` of ``of`` equal pieces from number ``first`` on, numbered from ``index`` on; each
+    in its groups of about one length."""
+    whole = of == 1
+    return [
+        Part(group, index + i, number)
+        for i in range(count)
+        for number, group in enumerate((batch if whole else batch.part(first + i, of)).by_group())
+    ]
 
 
 def _weighted(found: Found, weight: float) -> Found:

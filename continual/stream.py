@@ -17,6 +17,8 @@ from dsi.corpus_ids import take
 from dsi.tokenization import LONGEST_QUERY, Tokens, cached_tokenize, tokenize
 from dsi.views import set_text
 
+TAKEN = 10_000  # documents whose texts are in memory at a time
+
 
 @dataclass(frozen=True)
 class Part:
@@ -89,8 +91,10 @@ class Stream:
     def texts(self, start: int, stop: int) -> Iterator[str]:
         """Texts, as the model reads them, of the documents numbered start..stop-1."""
         for part, low, high in self._ranges(start, stop):
-            table = take(part.corpus.documents, part.rows[low:high])
-            yield from document_texts(table, title=self.title, lowercase=self.lowercase)
+            for first in range(low, high, TAKEN):
+                rows = part.rows[first : min(first + TAKEN, high)]
+                table = take(part.corpus.documents, rows)
+                yield from document_texts(table, title=self.title, lowercase=self.lowercase)
 
     def train_queries(self, corpus: int) -> tuple[Tokens, np.ndarray]:
         """Train pairs of D_corpus: query tokens and document numbers, one entry per judgement.
@@ -171,7 +175,10 @@ class Stream:
     def _column(self, name: str, start: int, stop: int) -> list[str]:
         values: list[str] = []
         for part, low, high in self._ranges(start, stop):
-            values += take(part.corpus.documents, part.rows[low:high])[name].to_pylist()
+            # the column alone: what is taken is copied, and texts are most of a table
+            values += take(part.corpus.documents.select([name]), part.rows[low:high])[
+                name
+            ].to_pylist()
         return values
 
     def _ranges(self, start: int, stop: int) -> Iterator[tuple[Part, int, int]]:

@@ -11,6 +11,7 @@ import math
 import sys
 import time
 from collections.abc import Sequence
+from contextlib import closing
 from pathlib import Path
 from typing import Any, cast
 
@@ -29,7 +30,7 @@ from continual.evaluation import METRICS, Evaluator
 from continual.flatness import measure_stage
 from continual.inspection import keep_batch, refuse
 from continual.interruption import Interrupted, Signals
-from continual.mixture import prompt_ids, stage_sources
+from continual.mixture import batch_shape, prompt_ids, stage_sources
 from continual.optimization import (
     learning_rate,
     make_optimizer,
@@ -38,11 +39,12 @@ from continual.optimization import (
     restore_state,
 )
 from continual.performance import ForgettingEvents
-from continual.setup import Material, make_model
+from continual.setup import Material, make_model, prepare_layers
 from continual.sharding import gather, is_sharded, shard
 from continual.steps import take_step
 from continual.tracking import Tracker
 from continual.train_state import TrainState, from_checkpoint, to_checkpoint
+from dsi.ahead import ahead
 from dsi.batching import Batch, batches_from
 from dsi.embeddings import ModelEmbedder
 from dsi.errors import UserError
@@ -95,10 +97,14 @@ class Trainer:
         if resume:
             warn = self.accelerator.print
             found = checkpoints.load_latest(self.folder / "checkpoints", warn)
-        state = self._restore(found) if found else self._start()
-        self.tracker = Tracker(
-            self.folder, config, self.accelerator, found.values["metrics_size"] if found else 0
-        )
+        size, checksum = 0, None
+        if found is None:
+            state = self._start()
+        else:
+            with checkpoints.fitting(self.folder / "checkpoints", found):
+                state = self._restore(found)
+                size, checksum = found.values["metrics_size"], found.values.get("metrics_sha256")
+        self.tracker = Tracker(self.folder, config, self.accelerator, size, checksum)
         start = state.stage + 1 if state.finished else state.stage
         try:
             with self.signals.handled():
@@ -134,6 +140,8 @@ class Trainer:
             log=log,
         )
         pools = self.replay.begin_stage(context)
+        if self.accelerator.is_main_process:
+            directory.seal(self.folder)
         ratio = self.replay.ratio
         if stage > 0 and ratio == float("inf"):
             pools = []
@@ -162,6 +170,7 @@ class Trainer:
         self._save(state)
         if self.accelerator.is_main_process:
             write_json(self.folder / "timing.json", self.timing)
+            directory.seal(self.folder)
 
     def _train(self, state: TrainState, stage: int, sources: list, budget: int, stop: int) -> None:
         """Updates up to ``stop`` of the stage's ``budget``."""
@@ -170,33 +179,45 @@ class Trainer:
         sharp = self.sharpness.active(stage)
         model: Any
         optimizer, sharded = state.optimizer, is_sharded(accelerator)
+        prepare_layers(state.model, training)
         if sharded:
             model, optimizer = shard(state.model, state.optimizer, training)
         else:
             model = accelerator.prepare_model(state.model)
         model.train()
+        losses: list[torch.Tensor] = []  # this rank's shares of the latest ones
+
+        def settle() -> None:
+            """Ranks exchange their shares of the losses at once, not update by update."""
+            if losses:
+                sums = cast(torch.Tensor, accelerator.reduce(torch.stack(losses), "sum"))
+                state.recent += sums.unbind()
+                losses.clear()
 
         def check() -> None:
             """Plain updates wait for the device here alone: was every loss finite?"""
-            losses = torch.stack(state.recent).tolist() if state.recent else []
-            for i, value in enumerate(losses):
+            settle()
+            values = torch.stack(state.recent).tolist() if state.recent else []
+            for i, value in enumerate(values):
                 if not math.isfinite(value):
-                    bad = state.update - len(losses) + i
-                    again = batches_from(
-                        sources, bad, bad + 1, training.window, training.batch_size, seed, self.pad
-                    )
-                    raise self._not_finite(next(iter(again)), value, stage, bad)
+                    batches.close()  # the thread draws from the same sources
+                    bad = state.update - len(values) + i
+                    again = batches_from(sources, bad, bad + 1, training.window, shape, seed)
+                    raise self._not_finite(next(again), value, stage, bad)
 
         def whole() -> None:
             """What is evaluated and saved is up to date in ``state``."""
+            settle()
             if sharded:
                 gather(model, optimizer, state.model, state.optimizer)
 
         peak = peak_rate(training, stage)
         seed = derive(config.seed, "batches", stage)
-        batches = batches_from(
-            sources, state.update, stop, training.window, training.batch_size, seed, self.pad
-        )
+        shape = batch_shape(training, sources, seed, accelerator.num_processes, self.pad)
+        drawn: Any = batches_from(sources, state.update, stop, training.window, shape, seed)
+        if accelerator.device.type == "cuda":
+            drawn = map(Batch.pinned, drawn)
+        batches = ahead(drawn, training.prefetch)
         bar = tqdm(
             total=budget,
             initial=state.update,
@@ -206,7 +227,7 @@ class Trainer:
             mininterval=1.0,
         )
         careful = sharp or training.nonfinite == "skip"
-        with bar:
+        with bar, closing(batches):
             for batch in batches:
                 rate = learning_rate(training, stage, state.update, budget)
                 for group in optimizer.param_groups:
@@ -229,9 +250,10 @@ class Trainer:
                     careful=careful,
                 )
                 if made.taken:
-                    state.recent.append(made.loss)
+                    losses.append(made.loss)
                 elif training.nonfinite == "stop":
-                    raise self._not_finite(batch, float(made.loss), stage, state.update)
+                    value = float(cast(torch.Tensor, accelerator.reduce(made.loss, "sum")))
+                    raise self._not_finite(batch, value, stage, state.update)
                 else:
                     state.skipped += 1
                 state.update += 1
@@ -442,9 +464,10 @@ class Trainer:
         values = {
             "events": plain,
             "metrics_size": self.tracker.size(),
+            "metrics_sha256": self.tracker.checksum(),
             "timing": self.timing,
             "stream": self.stream.fingerprint(state.stage + 1),
-            "made_by": directory.made_by(self.accelerator.num_processes),
+            "made_by": directory.made_by(self.accelerator),
         }
         components = {
             "regularizer": self.regularizer.state_dict(),
@@ -458,9 +481,8 @@ class Trainer:
 
     def _restore(self, found: Checkpoint) -> TrainState:
         values, stage, device = found.values, found.stage, self.accelerator.device
-        directory.require_same_maker(
-            self.folder, values["made_by"], self.accelerator.num_processes, self.accept
-        )
+        now = directory.made_by(self.accelerator)
+        directory.require_same_maker(self.folder, values["made_by"], now, self.accept)
         if values["stream"] != self.stream.fingerprint(stage + 1):
             raise UserError(
                 f"{self.folder}: the corpora differ from those the run was trained on; restore "

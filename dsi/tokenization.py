@@ -7,6 +7,7 @@ import hashlib
 import io
 import json
 import os
+import tempfile
 import unicodedata
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -28,6 +29,7 @@ NUM_SENTINELS = 32  # <extra_id_0> ...: enough for span corruption of a passage 
 LONGEST_QUERY = 512  # tokens that are read of one: memory grows with the square
 BATCH = 2_000
 BLOCK = 1 << 20  # tokens copied at once
+MOST_IN_MEMORY = 1 << 24  # tokens of a corpus in another order; more are mapped from the disk
 
 
 @dataclass(frozen=True)
@@ -51,6 +53,10 @@ class Tokens:
         """Tokens per text, int64 (N,)."""
         return np.diff(self.offsets)
 
+    def lengths_of(self, rows: np.ndarray) -> np.ndarray:
+        """Tokens of the texts at ``rows``, at a cost that does not grow with the other texts."""
+        return self.offsets[rows + 1] - self.offsets[rows]
+
     def take(self, rows: np.ndarray) -> "Tokens":
         """The texts at ``rows``, in that order, as a new copy."""
         return Tokens.chosen([(self, rows)])
@@ -60,7 +66,7 @@ class Tokens:
         """The texts at the rows of each part, in this order, as one new copy and no second one."""
         lengths = [np.diff(tokens.offsets)[rows] for tokens, rows in parts]
         offsets = np.concatenate([[0], np.cumsum(np.concatenate(lengths))]).astype(np.int64)
-        values = np.empty(int(offsets[-1]), np.int32)
+        values = _room(int(offsets[-1]))
         first = 0
         for tokens, rows in parts:
             own = offsets[first : first + len(rows) + 1]
@@ -98,6 +104,18 @@ class Tokens:
         lengths = np.fromiter((len(ids) for ids in lists), np.int64, len(lists))
         values = np.fromiter((i for ids in lists for i in ids), np.int32, int(lengths.sum()))
         return Tokens(values, np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64))
+
+
+def _room(count: int) -> np.ndarray:
+    """Room for so many tokens, int32: in memory, or in a file that vanishes with the process."""
+    if count <= MOST_IN_MEMORY:
+        return np.empty(count, np.int32)
+    folder = cache_folder()
+    folder.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryFile(dir=folder) as file:
+        if hasattr(os, "posix_fallocate"):  # or a full disk would end the process at a write
+            os.posix_fallocate(file.fileno(), 0, 4 * count)
+        return np.memmap(file, np.int32, "w+", shape=count)
 
 
 def train_tokenizer(texts: Iterable[str], vocabulary_size: int) -> "PreTrainedTokenizerFast":

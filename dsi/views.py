@@ -57,7 +57,7 @@ class View:
 
     def spans(self, tokens: Tokens, documents: np.ndarray, rng: np.random.Generator) -> Span:
         """Starts within the flat token array and lengths, for E documents."""
-        lengths = tokens.lengths[documents]
+        lengths = tokens.lengths_of(documents)
         rule: dict[str, Callable[[], Span]] = {
             "first": lambda: first(lengths, self.length, rng),
             "set": lambda: first(lengths, self.length, rng),

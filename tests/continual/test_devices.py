@@ -3,9 +3,10 @@
 from types import SimpleNamespace
 
 import pytest
+import torch
 from accelerate.utils import DistributedType
 
-from continual.devices import refuse
+from continual.devices import precision, refuse
 from dsi.errors import UserError
 
 
@@ -27,6 +28,7 @@ def launched(**values):
         (("sharpness=decoder_only",), {}, r"sharpness\.name: 'decoder_only' runs parts .* use DDP"),
         (("sharpness=friendly",), {}, r"sharpness\.name: 'friendly' .* use DDP"),
         (("regularizer=l2",), {}, r"regularizer\.name: 'l2' .* use DDP"),
+        (("training.compile=default",), {}, r"training\.compile: FSDP2 .* use compile: no, or DDP"),
     ],
 )
 def test_what_sharded_weights_cannot_do_is_refused(
@@ -54,3 +56,17 @@ def test_groups_that_processes_cannot_share_are_refused(lab):
 def test_a_rule_that_remembers_has_no_local_form(lab):
     with pytest.raises(UserError, match=r"sharpness\.sync: local lets ranks go separate ways"):
         lab.config("sharpness=friendly", "sharpness.sync=local")
+
+
+@pytest.mark.parametrize("units", [True, False])
+def test_half_precision_is_the_default_where_there_are_units_for_it(lab, monkeypatch, units):
+    monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: units)
+    monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: False)
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation: not units)
+    cpu, cuda = torch.device("cpu"), torch.device("cuda")
+    auto = lab.config("training.precision=auto")
+    assert precision(auto, cpu) == ("bf16" if units else "no")
+    assert precision(auto, cuda) == ("no" if units else "bf16")
+    assert precision(auto, torch.device("mps")) == "no"
+    for asked in ("no", "bf16"):
+        assert precision(lab.config(f"training.precision={asked}"), cpu) == asked

@@ -12,7 +12,8 @@ from continual.evaluation import METRICS, Evaluator
 from continual.run_directory import stage_folder
 from continual.setup import prepare
 from dsi.decoding import Found
-from dsi.model import DSIModel
+from dsi.model import DSIModel, from_scratch
+from dsi.ranking import Ranker
 from dsi.tokenization import Tokens
 from dsi.trec import write_qrels
 
@@ -199,6 +200,33 @@ def test_speed_and_validity(lab, model, stream, accelerator):
     ranking = ours.rank(tokens, NO_PROMPT, lambda ids, mask: some)
     assert ranking.speed_and_validity()["invalid_rate"] == pytest.approx(2 / 5)
     assert ranking.speed_and_validity()["repeat_rate"] == pytest.approx(1 / 5)
+
+
+@pytest.mark.parametrize("docids", ["atomic", "string"])
+def test_two_searches_read_every_query_once(lab, model, stream, accelerator, docids, monkeypatch):
+    ours = evaluator(lab, model, stream, accelerator, "evaluation.batch_size=4")
+    if docids == "string":
+        count = stream.count(STAGE)
+        codes = np.stack([np.arange(count) // 10, np.arange(count) % 10], 1).astype(np.int32)
+        torch.manual_seed(0)
+        strings = from_scratch(
+            0, vocab_size=len(stream.tokenizer), code_sizes=[count // 10 + 1, 10]
+        )
+        ours.ranker = Ranker(strings.eval(), codes)
+    tokens = stream.judged_queries("test", 0).tokens
+    searches = [partial(ours.ranker.rank, k=3), partial(ours.ranker.unconstrained, k=3)]
+    apart = [ours.rank(tokens, NO_PROMPT, search) for search in searches]
+    read, encode = [], ours.ranker.inference.encode
+    monkeypatch.setattr(
+        ours.ranker.inference,
+        "encode",
+        lambda ids, mask: read.append(len(ids)) or encode(ids, mask),
+    )
+    together = ours.rank_each(tokens, NO_PROMPT, searches)
+    assert sum(read) == len(tokens)
+    for one, other in zip(together, apart, strict=True):
+        assert np.array_equal(one.numbers_QK, other.numbers_QK)
+        assert np.array_equal(one.scores_QK, other.scores_QK)
 
 
 def test_a_corpus_without_queries_has_no_retrieval_metric(lab, model, stream, accelerator):

@@ -11,6 +11,7 @@ from continual.context import QueryPool
 from continual.mixture import document_groups, prompt_ids, stage_sources
 from continual.setup import prepare
 from dsi.batching import (
+    BatchShape,
     DocumentSampler,
     DocumentSource,
     QueriesOfDocuments,
@@ -119,7 +120,7 @@ def test_without_queries_everything_is_indexing(stream):
     off = sources(stream, 1, pools=pools, ratio=math.inf)
     assert [type(s) for s in off] == [type(s) for s in plain]
     assert [s.share for s in off] == [s.share for s in plain]
-    one, other = (window_batches(s, 0, 4, 8, seed=1) for s in (plain, off))
+    one, other = (window_batches(s, 0, 4, BatchShape(8), seed=1) for s in (plain, off))
     for a, b in zip(one, other, strict=True):  # an infinite ratio is no replay, bit for bit
         assert a.input_ids.equal(b.input_ids)
         assert a.documents.equal(b.documents)

@@ -1,12 +1,13 @@
 """One update against closed forms: passes, restoration, random state, clipping, penalties."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from types import SimpleNamespace
 
 import pytest
 import torch
 from torch import Tensor, nn
 
+import continual.steps as module
 from continual.sharpness._policy import Policy, SharpnessConfig
 from continual.sharpness.none import NoSharpness
 from continual.sharpness.sam import SAM
@@ -161,12 +162,12 @@ def test_weights_without_a_gradient_are_left_alone(accelerator):
 def test_the_gradient_is_clipped_once_and_last(accelerator, monkeypatch, sharp):
     clipped = []
 
-    def clip(parameters, limit):
+    def clip(accelerator, parameters, limit):
         clipped.append(limit)
-        return original(parameters, limit)
+        return original(accelerator, parameters, limit)
 
-    original = accelerator.clip_grad_norm_
-    monkeypatch.setattr(accelerator, "clip_grad_norm_", clip)
+    original = module.clip_gradient
+    monkeypatch.setattr(module, "clip_gradient", clip)
     model, stay = Quadratic(), Stay()
     step(model, accelerator, clip=0.5, micro_batches=4, sharpness=stay, sharp=sharp)
     assert clipped == [0.5]
@@ -221,3 +222,19 @@ def test_words_count_where_text_is_written(accelerator):
         assert float(loss) == pytest.approx((0 * 1 + 1 * 3 + 2 * 2 + 3 * 1) / 7)
         moved.append(model.w.item())
     assert moved == pytest.approx([1 - 0.1 * 10 / 7] * 3)
+
+
+@pytest.mark.parametrize("sharp", [False, True])
+@pytest.mark.parametrize("micro_batches", [1, 2])
+def test_groups_of_equal_length_make_the_update_of_the_whole(accelerator, micro_batches, sharp):
+    whole, grouped = Noisy(), Noisy()
+    for model in (whole, grouped):
+        model.dropout.p = 0.0
+    sam = SAM(SAM.Config(rho=0.1))
+    groups = torch.tensor([0, 0, 0, 1, 1, 2, 2, 2])
+    how = dict(micro_batches=micro_batches, sharpness=sam, sharp=sharp, lr=0.01)
+    loss = step(whole, accelerator, **how)
+    again = step(grouped, accelerator, batch=replace(batch(), groups=groups), **how)
+    torch.testing.assert_close(again, loss)
+    torch.testing.assert_close(grouped.table, whole.table)
+    assert len(grouped.passes) == 3 * len(whole.passes)

@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 
 from dsi.batching import (
     Batch,
+    BatchShape,
     Cycle,
     DocumentSampler,
     DocumentSource,
@@ -21,6 +22,8 @@ from dsi.batching import (
     batches_from,
     collate,
     corrupt,
+    even_cuts,
+    examples_for,
     gather,
     padded,
     window_batches,
@@ -60,7 +63,7 @@ def mixture() -> list:
 
 def same(one: Batch, other: Batch) -> bool:
     pairs = zip(vars(one).values(), vars(other).values(), strict=True)
-    return all(a is b is None or torch.equal(a, b) for a, b in pairs)
+    return all(torch.equal(a, b) if torch.is_tensor(a) else a == b for a, b in pairs)
 
 
 @given(SHARES.filter(any), st.integers(0, 10_000))
@@ -169,18 +172,21 @@ def test_corruption_takes_its_share():
 
 
 def test_a_window_is_deterministic_and_depends_on_its_seed_and_number():
-    one = window_batches(mixture(), 2, 10, 8, seed=3)
-    again = window_batches(mixture(), 2, 10, 8, seed=3)
+    one = window_batches(mixture(), 2, 10, BatchShape(8), seed=3)
+    again = window_batches(mixture(), 2, 10, BatchShape(8), seed=3)
     assert len(one) == 10
     assert all(same(a, b) for a, b in zip(one, again, strict=True))
-    for other in (window_batches(mixture(), 3, 10, 8, 3), window_batches(mixture(), 2, 10, 8, 4)):
+    for other in (
+        window_batches(mixture(), 3, 10, BatchShape(8), 3),
+        window_batches(mixture(), 2, 10, BatchShape(8), 4),
+    ):
         assert not all(same(a, b) for a, b in zip(one, other, strict=True))
 
 
 @pytest.mark.parametrize("start", [0, 1, 5, 6, 7, 17, 22])
 def test_resuming_gives_the_tail(start):
-    whole = list(batches_from(mixture(), 0, 22, window=6, batch_size=4, seed=9))
-    tail = list(batches_from(mixture(), start, 22, window=6, batch_size=4, seed=9))
+    whole = list(batches_from(mixture(), 0, 22, window=6, shape=BatchShape(4), seed=9))
+    tail = list(batches_from(mixture(), start, 22, window=6, shape=BatchShape(4), seed=9))
     assert len(whole) == 22
     assert len(tail) == 22 - start
     assert all(same(a, b) for a, b in zip(whole[start:], tail, strict=True))
@@ -188,8 +194,8 @@ def test_resuming_gives_the_tail(start):
 
 def test_asking_in_any_order_gives_the_same():
     sources = mixture()
-    forwards = [window_batches(sources, n, 5, 4, 1) for n in range(4)]
-    backwards = [window_batches(sources, n, 5, 4, 1) for n in reversed(range(4))][::-1]
+    forwards = [window_batches(sources, n, 5, BatchShape(4), 1) for n in range(4)]
+    backwards = [window_batches(sources, n, 5, BatchShape(4), 1) for n in reversed(range(4))][::-1]
     assert all(
         same(a, b)
         for one, other in zip(forwards, backwards, strict=True)
@@ -204,7 +210,7 @@ def test_every_example_drawn_is_in_one_batch():
         (int(document), *drawn.inputs[i].tolist()) for i, document in enumerate(drawn.documents)
     )
     found = Counter()
-    for batch in window_batches([source], 3, 10, 4, seed=1):
+    for batch in window_batches([source], 3, 10, BatchShape(4), seed=1):
         for ids, mask, document in zip(
             batch.input_ids, batch.attention_mask, batch.documents, strict=True
         ):
@@ -215,7 +221,7 @@ def test_every_example_drawn_is_in_one_batch():
 def test_mixture_meets_its_shares_and_belongs_together():
     kinds: Counter = Counter()
     writing = 0
-    for batch in batches_from(mixture(), 0, 100, window=20, batch_size=10, seed=2):
+    for batch in batches_from(mixture(), 0, 100, window=20, shape=BatchShape(10), seed=2):
         assert len(batch.documents) == 10
         width = batch.attention_mask.sum(1).max()
         assert batch.input_ids.shape == (10, width)  # no column is all padding
@@ -273,7 +279,7 @@ def test_queries_of_documents_are_their_own_and_all_get_a_turn():
 def test_length_buckets_save_padding():
     tokens = Tokens.from_lists([[7] * (1 + i % 64) for i in range(640)])
     source = QuerySource(tokens, np.arange(640), 1.0, 1, NO_PROMPT)
-    batches = window_batches([source], 0, 40, 16, seed=1)
+    batches = window_batches([source], 0, 40, BatchShape(16), seed=1)
     cells = sum(batch.input_ids.numel() for batch in batches)
     assert tokens.lengths.sum() / cells > 0.95
     widths = [batch.input_ids.shape[1] for batch in batches]
@@ -282,7 +288,7 @@ def test_length_buckets_save_padding():
 
 @pytest.mark.parametrize("parts", [1, 2, 3, 4, 7, 9])
 def test_parts_make_up_the_batch(parts):
-    for batch in window_batches(mixture(), 0, 10, 7, seed=5):
+    for batch in window_batches(mixture(), 0, 10, BatchShape(7), seed=5):
         pieces = [batch.part(i, parts) for i in range(parts)]
         assert sum(piece.targets() for piece in pieces) == batch.targets()
         assert sum(len(piece.documents) for piece in pieces) == 7
@@ -310,3 +316,94 @@ def test_collate_pads_with_the_tokenizers_padding():
     assert batch.input_ids.dtype == batch.attention_mask.dtype == torch.int64
     assert batch.documents.tolist() == examples.documents[[2, 0]].tolist()
     assert batch.labels is None
+
+
+def test_batches_of_tokens_are_even_and_hold_the_same_examples():
+    plain = window_batches(mixture(), 1, 10, BatchShape(8), seed=3)
+    even = window_batches(mixture(), 1, 10, BatchShape(8, even=True, least=2), seed=3)
+    assert len(even) == len(plain)
+
+    def inputs(batches):
+        rows = [
+            tuple(ids[mask.bool()].tolist())
+            for b in batches
+            for ids, mask in zip(b.input_ids, b.attention_mask, strict=True)
+        ]
+        return sorted(rows)
+
+    def spread(batches):
+        cells = [b.input_ids.numel() for b in batches if b.labels is None]
+        return max(cells) / min(cells)
+
+    assert inputs(even) == inputs(plain)
+    assert min(len(b.documents) for b in even) >= 2
+    assert len({len(b.documents) for b in even}) > 1
+    assert spread(even) < 0.8 * spread(plain)
+
+
+@given(
+    st.lists(st.integers(1, 100), min_size=12, max_size=60), st.integers(1, 4), st.integers(1, 3)
+)
+def test_cuts_leave_enough_everywhere(lengths, parts, least):
+    cuts = even_cuts(np.sort(lengths), parts, least)
+    sizes = np.diff([0, *cuts, len(lengths)])
+    assert len(sizes) == parts and sizes.min() >= least
+
+
+def test_too_few_examples_for_the_parts():
+    with pytest.raises(ValueError, match="3 examples cannot be cut into 2 parts of 2"):
+        even_cuts(np.array([1, 2, 3]), 2, 2)
+
+
+def test_the_examples_that_have_so_many_tokens():
+    drawn = window_batches(mixture(), 0, 200, BatchShape(16), seed=3)
+    written = [(b.labels != -100).sum() for b in drawn if b.labels is not None]
+    total = sum(int(b.attention_mask.sum()) for b in drawn) + int(sum(written))
+    mean = total / sum(len(b.documents) for b in drawn)
+    assert examples_for(mixture(), 1000, 16, seed=3) == pytest.approx(1000 / mean, rel=0.05)
+    assert examples_for(mixture(), 1, 16, seed=3) == 1
+
+
+def test_lengths_are_multiples_after_cutting_up_too():
+    for batch in window_batches(mixture(), 0, 10, BatchShape(6, multiple=8), seed=3):
+        for part in (batch, batch.part(1, 3), batch.rows(torch.tensor([0]))):
+            assert part.input_ids.shape[1] % 8 == 0
+            assert part.labels is None or part.labels.shape[1] % 8 == 0
+            assert int(part.attention_mask.sum(1).max()) > part.input_ids.shape[1] - 8
+
+
+def test_groups_mix_lengths_and_pad_little():
+    plain = window_batches(mixture(), 1, 10, BatchShape(12), seed=3)
+    mixed = window_batches(mixture(), 1, 10, BatchShape(12, groups=3), seed=3)
+    lengths = [b.attention_mask.sum(1) for b in mixed if b.labels is None]
+
+    def texts(batches):
+        return sorted(
+            tuple(ids[mask.bool()].tolist())
+            for b in batches
+            for ids, mask in zip(b.input_ids, b.attention_mask, strict=True)
+        )
+
+    assert texts(mixed) == texts(plain)
+    whole = torch.cat(lengths)
+    low, high = (float(whole.float().quantile(q)) for q in (0.3, 0.7))
+    for batch, sizes in zip((b for b in mixed if b.labels is None), lengths, strict=True):
+        assert int(sizes.min()) <= low and int(sizes.max()) >= high
+        parts = batch.by_group()
+        assert [len(part.documents) for part in parts] == [4, 4, 4]
+        assert torch.equal(torch.cat([part.documents for part in parts]), batch.documents)
+        assert sum(part.input_ids.numel() for part in parts) < batch.input_ids.numel()
+        half = batch.part(1, 2).by_group()
+        assert [len(part.documents) for part in half] == [2, 2, 2]
+
+
+def test_no_more_groups_than_ranks_leave_examples_for():
+    shape = BatchShape(6, groups=4, least=3)
+    for batch in window_batches(mixture(), 0, 10, shape, seed=3):
+        assert len(batch.by_group()) == 2 and len(batch.documents) == 6
+
+
+def test_groups_of_equal_tokens():
+    shape = BatchShape(12, groups=2, even=True, least=2)
+    for batch in window_batches(mixture(), 0, 10, shape, seed=3):
+        assert [len(part.documents) >= 2 for part in batch.by_group()] == [True, True]

@@ -8,6 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from transformers import PreTrainedTokenizerFast
 
+from dsi import tokenization
 from dsi.errors import UserError
 from dsi.tokenization import (
     NUM_SENTINELS,
@@ -53,6 +54,8 @@ def test_tokens_are_lists(lists, data):
     assert len(tokens) == len(lists)
     assert [tokens[i].tolist() for i in range(len(lists))] == lists
     assert tokens.lengths.tolist() == [len(ids) for ids in lists]
+    rows = np.arange(len(lists))[::-2]
+    assert tokens.lengths_of(rows).tolist() == [len(lists[row]) for row in rows]
     assert (tokens.values.dtype, tokens.offsets.dtype) == (np.int32, np.int64)
     chosen = data.draw(st.lists(st.integers(0, len(lists) - 1), max_size=9)) if lists else []
     taken = tokens.take(np.array(chosen, np.int64))
@@ -253,3 +256,14 @@ def test_padding_and_end_are_needed(tokenizer, tmp_path, lacking):
     settings.pop(lacking)
     path.write_text(json.dumps(settings))
     assert "padding" in one_line(tmp_path)
+
+
+def test_many_tokens_are_mapped_from_a_file_that_vanishes(monkeypatch, tmp_path):
+    monkeypatch.setenv("DSI_CACHE", str(tmp_path))
+    tokens = Tokens.from_lists([[1, 2, 3], [4], [5, 6]])
+    plain = tokens.take(np.array([2, 0, 1, 0]))
+    monkeypatch.setattr(tokenization, "MOST_IN_MEMORY", 4)
+    mapped = tokens.take(np.array([2, 0, 1, 0]))
+    assert isinstance(mapped.values, np.memmap) and not isinstance(plain.values, np.memmap)
+    assert mapped.values.tolist() == plain.values.tolist() == [5, 6, 1, 2, 3, 4, 1, 2, 3]
+    assert list(tmp_path.iterdir()) == []

@@ -1,0 +1,222 @@
+"""The benchmarks run, and what they count is right; their times are not tested."""
+
+import dataclasses
+import json
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from accelerate.state import AcceleratorState
+
+from benchmarks import end_to_end, scaling, training
+from benchmarks.end_to_end import Stopwatch
+from dsi.batching import BatchShape, window_batches
+from dsi.corpus import read_corpus, read_stream
+
+TINY = ["--size", "tiny", "--rounds", "1", "--updates", "1", "--batch-size", "4"]
+TINY = [*TINY, "--documents", "40", "--side", "16"]
+
+
+@pytest.fixture(autouse=True)
+def _as_before():
+    threads = torch.get_num_threads()
+    yield
+    torch.set_num_threads(threads)
+    AcceleratorState._reset_state(True)  # else the first precision is that of every later test
+
+
+@pytest.fixture
+def cache(tmp_path, monkeypatch):
+    monkeypatch.setenv("DSI_CACHE", str(tmp_path / "cache"))
+    return tmp_path
+
+
+# --- training -------------------------------------------------------------------------------------
+
+
+def test_training_compares_the_same_sizes(tmp_path, capsys):
+    result = training.main([*TINY, "--json", str(tmp_path / "out.json")])
+    assert json.loads((tmp_path / "out.json").read_text()) == result
+    rows = result["rows"]
+    kinds = {(row["texts"], row["positions"], row["name"]) for row in rows}
+    names = ["plain", "plain, longest", "ours", "ours, dropout 0"]
+    assert kinds == {(t, p, n) for t in "AB" for p in (7, 1) for n in names}
+    assert all(row["ratio"] == 1 for row in rows if row["name"] == "plain")
+    assert all(row["share_of_peak"] > 0 and row["tokens_per_second"] > 0 for row in rows)
+    # padding to a fixed length is never less than to the longest
+    padding = {row["name"]: row["padding"] for row in rows if row["texts"] == "B"}
+    assert padding["plain"] >= padding["plain, longest"]
+    assert "GFLOP/s" in capsys.readouterr().out
+
+
+def test_mixtures_have_the_lengths_they_promise():
+    for name, low, high in (("A", 46, 50), ("B", 20, 24), ("fixed", 12, 12)):
+        texts = training.synthetic(name, 2000, 512, 12)
+        batches = window_batches(texts.sources(0), 0, 16, BatchShape(64), 0)
+        lengths = torch.cat([batch.attention_mask.sum(1) for batch in batches])
+        assert low <= lengths.double().mean() <= high
+        assert lengths.max() <= texts.longest
+
+
+def test_operations_are_those_of_the_products():
+    from torch.utils.flop_counter import FlopCounterMode
+
+    texts = training.synthetic("fixed", 40, 512, 12)
+    args = (texts, training.SIZES["tiny"], 7, 4, "cpu", "no")
+    for one in (training.Plain(*args), training.Ours(*args, window=1)):
+        batch = next(one.batches())
+        with FlopCounterMode(display=False) as counter:
+            one.step(batch)
+        work = training.Work(1.0, 4, 48, 4 * 144, 48)
+        # not counted by the formula: the gradient of the inputs of a first layer is not needed
+        assert 0.9 <= counter.get_total_flops() / one.operations(work) <= 1.1
+
+
+def test_bf16_is_skipped_with_a_reason_where_there_are_no_units(monkeypatch, capsys):
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"avx512_f": True})
+    result = training.main([*TINY, "--precision", "bf16"])
+    assert result["rows"] == [] and "no bf16 units" in result["bf16_skipped"]
+    assert "bf16 is skipped" in capsys.readouterr().out
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"amx_bf16": True})
+    assert training.bf16_missing("cpu") is None
+
+
+def test_contestants_of_both_precisions_keep_their_own(monkeypatch):
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"avx512_bf16": True})
+    options = training.parse([*TINY, "--mixtures", "fixed", "--positions", "7", "--rows"])
+    texts = training.synthetic("fixed", 40, 512, 12)
+    seen: dict[str, torch.dtype] = {}
+
+    def note(key: str) -> Any:
+        return lambda _, __, output: seen.update({key: output.dtype})
+
+    for one in training.contestants(options, texts, 7, ["no", "bf16"]):
+        model: Any = one.model  # pyright: ignore[reportAttributeAccessIssue]
+        layer = model.encoder.block[0].layer[0].SelfAttention.q
+        layer.register_forward_hook(note(f"{one.name} {one.precision}"))
+        one.round(1)
+    fp32, bf16 = torch.float32, torch.bfloat16
+    assert seen == {"plain no": fp32, "ours no": fp32, "plain bf16": bf16, "ours bf16": bf16}
+
+
+def test_random_batches_have_the_examples_of_the_windows():
+    texts = training.synthetic("B", 100, 512, 0)
+    batches = window_batches(texts.sources(0), 0, 4, BatchShape(8), 0)
+    mixed = training.at_random(batches, 8, 0, np.random.default_rng(0))
+
+    def examples(parts: list) -> list:
+        return sorted(
+            (int(document), *ids[mask.bool()].tolist())
+            for part in parts
+            for ids, mask, document in zip(
+                part.input_ids, part.attention_mask, part.documents, strict=True
+            )
+        )
+
+    assert examples(mixed) == examples(batches)
+    assert sum(b.input_ids.numel() for b in mixed) > sum(b.input_ids.numel() for b in batches)
+
+
+def test_equal_learning_and_real_text(cache, tmp_path):
+    scaling.write_stream(tmp_path / "corpus", 2, 15)
+    corpus = ["--corpus", str(tmp_path / "corpus")]
+    result = training.main([*TINY, *corpus, "--positions", "1", "--rows"])
+    assert [row["name"] for row in result["rows"]] == ["plain", "ours"]
+    learning = ["--equal-learning", "--learning-updates", "3", "--seeds", "0", "--window", "2"]
+    small = ["training.batch_size=4", "tokenizer.vocabulary_size=300"]
+    rows = training.main([*learning, *corpus, "--override", *small])["equal_learning"]
+    assert [(row["batches"], row["updates"]) for row in rows] == [("random", 3), ("windows", 3)]
+    assert all(row["split"] == "test" and 0 <= row["hits@10"] <= 1 for row in rows)
+
+
+# --- one stage ------------------------------------------------------------------------------------
+
+
+def test_a_stopwatch_counts_every_second_once(monkeypatch):
+    now = iter([(float(i), 10.0 * i) for i in range(20)])
+    monkeypatch.setattr(Stopwatch, "_now", staticmethod(lambda: next(now)))
+    watch = Stopwatch()  # 0
+    with watch.part("outer"):  # 1
+        with watch.part("inner"):  # 2
+            pass  # 3
+        watch.timed("inner", lambda: None)()  # 4, 5
+    assert watch.seconds == {"outer": [3.0, 30.0], "inner": [2.0, 20.0]}
+    assert watch.calls == {"outer": 1, "inner": 2}
+    assert list(watch.drawn("items", lambda: iter([1, 2]))()) == [1, 2]
+    assert watch.calls["items"] == 3
+
+
+def test_a_stage_and_its_parts(tmp_path, capsys):
+    scaling.write_stream(tmp_path / "corpus", 1, 12)
+    settings = [
+        f"data.corpus={tmp_path / 'corpus'}",
+        "tokenizer.vocabulary_size=300",
+        "training.updates=3",
+        "training.batch_size=4",
+        "replay.queries_per_document=2",
+    ]
+    result = end_to_end.main([*settings, "--json", str(tmp_path / "out.json")])
+    assert (result["documents"], result["updates"], result["test_queries"]) == (12, 3, 12)
+    assert result["pseudo_queries"] == 24
+    parts = {part["part"]: part for part in result["parts"]}
+    expected = {"read and tokenize", "docids", "write pseudo-queries", "updates", "make batches"}
+    expected |= {"find documents", "answer queries", "write results", "checkpoint"}
+    assert expected <= set(parts)
+    assert sum(part["share"] for part in parts.values()) == pytest.approx(1)
+    assert parts["updates"]["seconds"] > 0 and parts["checkpoint"]["seconds"] > 0
+    assert all(result["per_second"].values())
+    assert len(result["timing"]) == 1
+    assert "| updates |" in capsys.readouterr().out
+
+
+# --- growth ---------------------------------------------------------------------------------------
+
+GROWTH = ["--shape", "tiny", "--rounds", "1", "--updates", "1", "--batch-size", "4"]
+
+
+def test_growth_with_documents():
+    rows = scaling.main([*GROWTH, "--parts", "documents", "--documents", "50", "200"])["documents"]
+    found = [(row["docids"], row["documents"], row["codes"]) for row in rows]
+    assert found == [
+        ("codes", 50, 7), ("naive", 50, 3), ("atomic", 50, 1),
+        ("codes", 200, 7), ("naive", 200, 4), ("atomic", 200, 1),
+    ]  # fmt: skip
+    assert [row["ratio"] for row in rows[:3]] == [1, 1, 1]
+    weights = {(row["docids"], row["documents"]): row["weights"] for row in rows}
+    width = scaling.SHAPES["tiny"]["d_model"]
+    assert weights["atomic", 200] - weights["atomic", 50] == 150 * width
+    assert rows[-1]["bytes_per_document"] == 16 * width
+
+
+def test_growth_with_stages(cache):
+    arguments = ["--parts", "stages", "--stages", "3", "--stage-documents", "8"]
+    arguments += ["--stage-updates", "2", "--stage-docids", "naive"]
+    small = ["training.batch_size=4", "tokenizer.vocabulary_size=300", "model.d_model=16"]
+    rows = scaling.main([*arguments, "--override", *small])["stages"]
+    assert [(row["stage"], row["documents"]) for row in rows] == [(0, 8), (1, 16), (2, 24)]
+    assert rows[1]["ratio"] == rows[1]["ratio_per_token"] == 1
+    assert all(row["evaluation_seconds"] > 0 for row in rows)
+
+
+def test_growth_with_parameters():
+    arguments = [*GROWTH, "--parts", "parameters", "--shapes", "tiny", "d128", "--side", "16"]
+    rows = scaling.main(arguments)["parameters"]
+    assert rows[0]["parameters"] < rows[1]["parameters"]
+    assert rows[1]["operations_ratio"] > 10
+
+
+def test_the_stream_of_equal_corpora(cache, tmp_path):
+    scaling.write_stream(tmp_path / "corpus", 3, 5)
+    corpus = read_corpus(str(tmp_path / "corpus"))
+    assert [len(rows) for rows in read_stream(corpus, "equal")] == [5, 5, 5]
+    assert len(corpus.qrels["train"]) == len(corpus.qrels["test"]) == 15
+
+
+def test_texts_with_docids_of_their_own():
+    codes = np.array([[3, 0, -1], [1, 2, 4]], np.int32)
+    texts = training.synthetic("B", 2, 512, 0)
+    own = dataclasses.replace(texts, codes_NT=codes)
+    one = training.Ours(own, training.SIZES["tiny"], 3, 2, "cpu", "no")
+    assert one.sizes == [4, 3, 5]
+    one.round(1)
