@@ -160,7 +160,8 @@ def _norm(norm: T5LayerNorm, hidden: Tensor) -> Tensor:
     """T5's norm (no mean, no bias)."""
     if hidden.device.type != "cpu":
         return functional.rms_norm(hidden, hidden.shape[-1:], norm.weight, norm.variance_epsilon)
-    if not norm.training:  # differentiable as often as one likes
+    # differentiable as often as one likes; and a compiler fuses it by itself
+    if not norm.training or torch.compiler.is_compiling():
         return norm(hidden)
     return _Norm.apply(hidden, norm.weight, norm.variance_epsilon)  # type: ignore[return-value]
 

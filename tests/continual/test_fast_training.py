@@ -51,6 +51,7 @@ def test_more_padding_changes_rounding_alone(lab):
 
 
 @pytest.mark.slow
+@pytest.mark.filterwarnings("ignore:`torch.jit.script:DeprecationWarning")  # torch's own, inside
 def test_a_compiled_model_differs_by_rounding_alone(lab):
     without = ("data.stream=one", "training.updates=6")
     padded = (*without, "training.pad_to_multiple=16")
