@@ -245,6 +245,8 @@ class Batch:
 
     def to(self, device: torch.device) -> "Batch":
         """The same batch on a device."""
+        if device.type == "cpu":
+            return self
         return self._each(lambda tensor: tensor.to(device, non_blocking=True))
 
     def pinned(self) -> "Batch":
@@ -267,7 +269,7 @@ class Batch:
 
 @dataclass(frozen=True)
 class BatchShape:
-    """What one update gets: ``size`` examples, ``padding`` the id of padding.
+    """What one update gets: ``size`` examples, padded with the id ``pad``.
 
     ``groups``: every batch has examples of so many quantiles of length, each a group of its own; 1:
     a batch is of one length. ``even``: the batches of a window have about equally many tokens
