@@ -61,6 +61,11 @@ def refuse(config: RunConfig, accelerator: Accelerator) -> None:
             f"training.batch_size: {config.training.batch_size} examples cannot be cut into "
             f"{parts} parts (processes x training.accumulation); use at least {parts}"
         )
+    if world > 1 and config.training.docid_update == "touched":
+        raise UserError(
+            "training.docid_update: touched is for one process; DDP and FSDP2 exchange whole "
+            "gradients, so use all"
+        )
     if accelerator.distributed_type is DistributedType.DEEPSPEED:
         raise UserError(
             "distributed_type: DeepSpeed takes the optimizer's step away from the loop, so neither "

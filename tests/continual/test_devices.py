@@ -70,3 +70,11 @@ def test_half_precision_is_the_default_where_there_are_units_for_it(lab, monkeyp
     assert precision(auto, torch.device("mps")) == "no"
     for asked in ("no", "bf16"):
         assert precision(lab.config(f"training.precision={asked}"), cpu) == asked
+
+
+def test_two_processes_cannot_exchange_touched_rows(lab):
+    sampled = ("training.docid_softmax=sampled", "training.docid_samples=4")
+    config = lab.config(*sampled, "training.docid_update=touched")
+    with pytest.raises(UserError, match=r"^training\.docid_update: touched is for one process"):
+        refuse(config, launched())
+    refuse(config, SimpleNamespace(num_processes=1, distributed_type=None))

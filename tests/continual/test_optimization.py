@@ -522,13 +522,6 @@ def test_a_model_is_told_which_loss_it_is_trained_with():
     assert (model.docids.samples, model.docids.sparse) == (0, False)
 
 
-def test_two_processes_cannot_exchange_touched_rows(monkeypatch):
-    monkeypatch.setattr(torch.distributed, "is_initialized", lambda: True)
-    monkeypatch.setattr(torch.distributed, "get_world_size", lambda: 2)
-    with pytest.raises(UserError, match=r"^training\.docid_update: touched is for one process"):
-        make_optimizer(Table(torch.ones(2, WIDTH)), TOUCHED)
-
-
 SAMPLED = ("training.docid_softmax=sampled", "training.docid_samples=4")
 EVERY_KEY = (*SAMPLED, "training.docid_update=touched")
 
