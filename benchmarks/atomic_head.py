@@ -29,6 +29,7 @@ from accelerate import Accelerator
 from torch.profiler import ProfilerActivity, profile
 from transformers import T5Config, T5ForConditionalGeneration
 
+from benchmarks.allocation import most_allocated
 from benchmarks.decoding import clock
 from benchmarks.sharpness import SMALL
 from continual.config import TrainingConfig
@@ -105,14 +106,7 @@ class Contestant:
                 return torch.cuda.max_memory_allocated(device) - before
             with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as found:
                 self.update()
-        now = most = 0
-        # an allocation event's bytes are negative when it frees
-        profiler: Any = found.profiler
-        events = [e for e in profiler.kineto_results.events() if e.name() == "[memory]"]
-        for event in sorted(events, key=lambda e: e.start_ns()):
-            now += event.nbytes()
-            most = max(most, now)
-        return most
+        return most_allocated(found)
 
     def bytes_per_document(self) -> dict[str, float]:
         """Of weights, moments and gradients after an update; a gradient of touched rows is shared

@@ -31,7 +31,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from benchmarks.decoding import POSITIONS, random_docids
+from benchmarks.decoding import POSITIONS, SMALL, random_docids
 from benchmarks.end_to_end import Stopwatch, run_stages
 from benchmarks.training import SIZES, MatrixPeak, Ours, Texts, Work, processor, synthetic
 from dsi.docids import NewDocuments
@@ -49,15 +49,7 @@ SHAPES: dict[str, dict[str, int]] = {
         num_heads=4,
     ),
     "d256": SIZES["small"],
-    "d512": dict(
-        vocab_size=8192,
-        d_model=512,
-        d_kv=64,
-        d_ff=2048,
-        num_layers=6,
-        num_decoder_layers=6,
-        num_heads=8,
-    ),
+    "d512": dict(vocab_size=8192, **SMALL),
     "tiny": SIZES["tiny"],
 }
 ROW_COPIES = 4  # weight, gradient, two moments

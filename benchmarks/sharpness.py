@@ -24,6 +24,7 @@ import torch
 from accelerate import Accelerator
 from torch.profiler import ProfilerActivity, profile
 
+from benchmarks.allocation import most_allocated
 from benchmarks.decoding import SHAPES, clock
 from continual.components import available, component_class
 from continual.config import TrainingConfig
@@ -113,13 +114,7 @@ class Contestant:
             return torch.cuda.max_memory_allocated(device)
         with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as found:
             self.update()
-        now = most = 0
-        # an allocation event's bytes are negative when it frees
-        events = [e for e in found.profiler.kineto_results.events() if e.name() == "[memory]"]
-        for event in sorted(events, key=lambda e: e.start_ns()):
-            now += event.nbytes()
-            most = max(most, now)
-        return most
+        return most_allocated(found)
 
 
 def measure(

@@ -39,7 +39,6 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -47,6 +46,8 @@ import torch
 from accelerate import Accelerator
 from transformers import T5Config, T5ForConditionalGeneration
 
+from benchmarks.decoding import BASE
+from benchmarks.sharpness import NO_PENALTY, SMALL
 from continual.components import component_class
 from continual.config import TrainingConfig
 from continual.optimization import make_optimizer
@@ -72,29 +73,12 @@ SIZES: dict[str, dict[str, int]] = {
     "tiny": dict(
         vocab_size=512, d_model=32, d_kv=8, d_ff=64, num_layers=1, num_decoder_layers=1, num_heads=4
     ),
-    "small": dict(
-        vocab_size=8192,
-        d_model=256,
-        d_kv=64,
-        d_ff=1024,
-        num_layers=4,
-        num_decoder_layers=4,
-        num_heads=4,
-    ),
-    "base": dict(
-        vocab_size=32_128,
-        d_model=768,
-        d_kv=64,
-        d_ff=3072,
-        num_layers=12,
-        num_decoder_layers=12,
-        num_heads=12,
-    ),
+    "small": dict(vocab_size=8192, **SMALL),
+    "base": dict(vocab_size=32_128, **BASE),
 }
 CODES, LONGEST = 64, 64
 FOREVER = 1 << 30  # updates
 FIRST_WORD = 3  # after padding, end and unknown
-NO_PENALTY = SimpleNamespace(penalty=lambda model: None)
 NO_TOKENS = np.zeros(0, np.int32)
 DTYPES = {"no": torch.float32, "bf16": torch.bfloat16}
 

@@ -7,6 +7,7 @@ import torch
 from torch import nn
 from torch.profiler import ProfilerActivity, profile
 
+from benchmarks.allocation import most_allocated
 from dsi import docid_loss as losses
 from dsi.docid_loss import docid_loss, draw, exact_loss, loss_of_scores, sampled_loss
 from dsi.model import from_scratch
@@ -97,13 +98,7 @@ def peak(function, hidden, rows, codes) -> int:
     """Bytes allocated at the worst moment of a forward and a backward pass."""
     with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as found:
         function(hidden, rows, codes).sum().backward()
-    now = most = 0
-    profiler: Any = found.profiler
-    events = [e for e in profiler.kineto_results.events() if e.name() == "[memory]"]
-    for event in sorted(events, key=lambda e: e.start_ns()):
-        now += event.nbytes()
-        most = max(most, now)
-    return most
+    return most_allocated(found)
 
 
 def test_memory_does_not_grow_with_batch_times_codes():
