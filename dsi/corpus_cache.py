@@ -308,7 +308,7 @@ def _unknown(source: Source, judgement: Judgement, what: str) -> UserError:
 
 
 def _leaks(judgements: pa.RecordBatch) -> list[str]:
-    split, query = (judgements[name].to_numpy() for name in ("split", "query"))
+    split, query = (np.from_dlpack(judgements[name]) for name in ("split", "query"))
     shared = np.intersect1d(query[split == 0], query[split == 2]).size
     text = "queries are judged in both train and test; the test would reward memory"
     return [f"{shared} {text}"] if shared else []
@@ -334,5 +334,5 @@ def _column_digest(column: Any) -> bytes:
             if characters is not None:
                 data.update(memoryview(characters)[bounds[0] : bounds[-1]])
         else:
-            data.update(chunk.to_numpy().astype("<i8").tobytes())
+            data.update(np.from_dlpack(chunk).astype("<i8").tobytes())
     return lengths.digest() + data.digest()
