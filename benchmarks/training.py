@@ -54,18 +54,9 @@ from continual.optimization import make_optimizer
 from continual.setup import prepare_layers
 from continual.steps import take_step
 from dsi.ahead import ahead
-from dsi.batching import (
-    Batch,
-    BatchShape,
-    DocumentSampler,
-    DocumentSource,
-    Examples,
-    QuerySource,
-    Source,
-    batches_from,
-    collate,
-)
+from dsi.batching import Batch, BatchShape, batches_from, collate
 from dsi.model import from_scratch
+from dsi.sources import DocumentSampler, DocumentSource, Examples, QuerySource, Source
 from dsi.tokenization import Tokens
 from dsi.views import View
 

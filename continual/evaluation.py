@@ -21,12 +21,11 @@ from continual.config import RunConfig
 from continual.devices import precision
 from continual.mixture import prompt_ids
 from continual.stream import Judged, Stream
-from dsi.batching import gather, padded
 from dsi.decoding import Found
 from dsi.metrics import gold_ranks, hits, mrr
 from dsi.model import DSIModel
 from dsi.ranking import Ranker
-from dsi.tokenization import Tokens
+from dsi.tokenization import Tokens, gather, padded
 
 METRICS = ("hits@1", "hits@10", "mrr@10", "indexing_accuracy")
 

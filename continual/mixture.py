@@ -1,5 +1,6 @@
 """What one stage trains on: the sources of its batches and their shares."""
 
+import math
 from collections.abc import Sequence
 
 import numpy as np
@@ -8,18 +9,17 @@ from transformers import PreTrainedTokenizerFast
 from continual.config import RunConfig, TrainingConfig
 from continual.context import QueryPool
 from continual.stream import Stream
-from dsi.batching import (
-    BatchShape,
+from dsi.batching import BatchShape, examples_for
+from dsi.errors import UserError
+from dsi.seeding import derive
+from dsi.sources import (
     DocumentSampler,
     DocumentSource,
     QueriesOfDocuments,
     QuerySource,
     Source,
     TextSource,
-    examples_for,
 )
-from dsi.errors import UserError
-from dsi.seeding import derive
 
 
 def document_groups(
@@ -85,14 +85,29 @@ def stage_sources(
     return sources
 
 
+def window_updates(training: TrainingConfig, budget: int) -> int:
+    """Updates drawn together in a stage of ``budget`` updates.
+
+    At most ``training.window``, and a stage is so many windows of one size: the part of a window
+    that lies beyond its end would be texts of some lengths, which leaves too many of the others.
+    """
+    windows = max(1, math.ceil(budget / training.window))
+    return max(1, math.ceil(budget / windows))
+
+
 def batch_shape(
-    training: TrainingConfig, sources: Sequence[Source], seed: int, ranks: int, pad: int
+    training: TrainingConfig,
+    sources: Sequence[Source],
+    window: int,
+    seed: int,
+    ranks: int,
+    pad: int,
 ) -> BatchShape:
-    """The size of updates that ``ranks`` processes can share."""
+    """The size of updates that ``ranks`` processes can share, in windows of ``window``."""
     least, even = ranks * training.accumulation, training.batch_tokens > 0
     size = training.batch_size
     if even:
-        size = examples_for(sources, training.batch_tokens, training.window, seed)
+        size = examples_for(sources, training.batch_tokens, window, seed)
     groups, multiple = training.length_groups, training.pad_to_multiple
     return BatchShape(max(size, least), pad, groups, even, least, multiple)
 

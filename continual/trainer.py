@@ -30,7 +30,7 @@ from continual.evaluation import METRICS, Evaluator
 from continual.flatness import measure_stage
 from continual.inspection import keep_batch, refuse
 from continual.interruption import Interrupted, Signals
-from continual.mixture import batch_shape, prompt_ids, stage_sources
+from continual.mixture import batch_shape, prompt_ids, stage_sources, window_updates
 from continual.optimization import (
     learning_rate,
     make_optimizer,
@@ -202,7 +202,7 @@ class Trainer:
                 if not math.isfinite(value):
                     batches.close()  # the thread draws from the same sources
                     bad = state.update - len(values) + i
-                    again = batches_from(sources, bad, bad + 1, training.window, shape, seed)
+                    again = batches_from(sources, bad, bad + 1, window, shape, seed)
                     raise self._not_finite(next(again), value, stage, bad)
 
         def whole() -> None:
@@ -213,8 +213,9 @@ class Trainer:
 
         peak = peak_rate(training, stage)
         seed = derive(config.seed, "batches", stage)
-        shape = batch_shape(training, sources, seed, accelerator.num_processes, self.pad)
-        drawn: Any = batches_from(sources, state.update, stop, training.window, shape, seed)
+        window, ranks = window_updates(training, budget), accelerator.num_processes
+        shape = batch_shape(training, sources, window, seed, ranks, self.pad)
+        drawn: Any = batches_from(sources, state.update, stop, window, shape, seed)
         if accelerator.device.type == "cuda":
             drawn = map(Batch.pinned, drawn)
         batches = ahead(drawn, training.prefetch)

@@ -8,192 +8,15 @@ Shape legend: E examples of a window, B batch, L longest input of a batch, W lon
 """
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field, replace
-from typing import Protocol
+from dataclasses import dataclass, replace
+from itertools import islice
 
 import numpy as np
 import torch
 
 from dsi.seeding import numpy_rng
-from dsi.tokenization import Tokens
-from dsi.views import View
-
-
-def allocate(shares: Sequence[float], total: int) -> np.ndarray:
-    """Whole numbers that add up to ``total``, as close to ``shares`` as rounding allows.
-
-    Webster's method: one seat after the other goes to the largest share / (2 * seats + 1), equal
-    ones to the first. So for growing totals no number shrinks (rounding each share does not
-    promise that), and the difference of two calls says how many examples of a source lie between
-    two positions.
-    """
-    weights = np.asarray(shares, float) / float(np.sum(shares))
-    # rounding at this total gives at most `total` seats, all of which the method gives, too
-    low = max(total - len(weights) / 2 - 1, 0.0)
-    counts = np.floor(weights * low + 0.5).astype(np.int64)
-    for _ in range(total - int(counts.sum())):
-        counts[np.argmax(weights / (2 * counts + 1))] += 1
-    return counts
-
-
-class Cycle:
-    """Endless passes over ``items``, each in a new random order: position t is always the same."""
-
-    def __init__(self, items: np.ndarray, seed: int):
-        self.items, self.seed = items, seed
-        self._epoch, self._order = -1, items
-
-    def take(self, start: int, count: int) -> np.ndarray:
-        """The items at positions start .. start + count - 1."""
-        size, parts = len(self.items), []
-        while count > 0:
-            epoch, within = divmod(start, size)
-            if epoch != self._epoch:
-                rng = numpy_rng(self.seed, "cycle", epoch)
-                self._epoch, self._order = epoch, rng.permutation(self.items)
-            piece = self._order[within : within + count]
-            parts.append(piece)
-            start, count = start + len(piece), count - len(piece)
-        return np.concatenate(parts) if parts else self.items[:0]
-
-
-class DocumentSampler:
-    """Documents in given proportions: groups of documents, each with a share.
-
-    With one group this is a plain shuffled pass over all documents.
-    """
-
-    def __init__(self, groups: Sequence[tuple[np.ndarray, float]], seed: int):
-        kept = [(items, share) for items, share in groups if len(items) and share > 0]
-        self.shares = [share for _, share in kept]
-        self.cycles = [Cycle(items, seed * 31 + i) for i, (items, _) in enumerate(kept)]
-
-    def take(self, start: int, count: int) -> np.ndarray:
-        """Documents at positions start .. start + count - 1, grouped, not mixed."""
-        before, after = allocate(self.shares, start), allocate(self.shares, start + count)
-        parts = [
-            cycle.take(int(low), int(high - low))
-            for cycle, low, high in zip(self.cycles, before, after, strict=True)
-        ]
-        return np.concatenate(parts)
-
-
-@dataclass(frozen=True)
-class Examples:
-    """Inputs and the documents they belong to; ``labels`` where the model writes text."""
-
-    inputs: Tokens
-    documents: np.ndarray
-    labels: Tokens | None = None
-
-
-class Source(Protocol):
-    """Gives the examples at positions start .. start + count - 1 of its own endless sequence."""
-
-    share: float
-    writes_text: bool
-
-    def take(self, start: int, count: int) -> Examples: ...
-
-
-@dataclass
-class DocumentSource:
-    """Documents seen through one view: text -> docid."""
-
-    tokens: Tokens
-    view: View
-    sampler: DocumentSampler
-    share: float
-    seed: int
-    prompt: np.ndarray
-    writes_text: bool = False
-
-    def take(self, start: int, count: int) -> Examples:
-        documents = self.sampler.take(start, count)
-        spans = self.view.spans(self.tokens, documents, numpy_rng(self.seed, "view", start))
-        return Examples(gather(self.tokens, *spans, prompt=self.prompt), documents)
-
-
-@dataclass
-class TextSource:
-    """Docid -> text: targets to inputs, or span corruption with the docid in front.
-
-    ``sentinels``: ids of the span markers; empty for targets to inputs.
-    """
-
-    tokens: Tokens
-    view: View
-    sampler: DocumentSampler
-    share: float
-    seed: int
-    prompt: np.ndarray
-    sentinels: np.ndarray
-    end: int
-    writes_text: bool = True
-
-    def take(self, start: int, count: int) -> Examples:
-        documents = self.sampler.take(start, count)
-        rng = numpy_rng(self.seed, "view", start)
-        spans = self.view.spans(self.tokens, documents, rng)
-        text = gather(self.tokens, *spans)
-        if len(self.sentinels) == 0:
-            # the docid vector goes in front of the prompt; an empty prompt still needs one token
-            prompt = self.prompt if len(self.prompt) else np.array([self.end], np.int32)
-            inputs = Tokens.from_lists([prompt.tolist()] * count)
-            labels = [[*text[i].tolist(), self.end] for i in range(count)]
-            return Examples(inputs, documents, Tokens.from_lists(labels))
-        pairs = [corrupt(text[i], self.sentinels, self.end, rng) for i in range(count)]
-        inputs = Tokens.from_lists([[*self.prompt.tolist(), *source] for source, _ in pairs])
-        return Examples(inputs, documents, Tokens.from_lists([target for _, target in pairs]))
-
-
-@dataclass
-class QuerySource:
-    """Queries -> docid, every query equally often."""
-
-    tokens: Tokens
-    documents: np.ndarray
-    share: float
-    seed: int
-    prompt: np.ndarray
-    writes_text: bool = False
-    _cycle: Cycle = field(init=False)
-
-    def __post_init__(self) -> None:
-        self._cycle = Cycle(np.arange(len(self.documents)), self.seed)
-
-    def take(self, start: int, count: int) -> Examples:
-        rows = self._cycle.take(start, count)
-        starts, lengths = self.tokens.offsets[rows], self.tokens.lengths_of(rows)
-        return Examples(
-            gather(self.tokens, starts, lengths, prompt=self.prompt), self.documents[rows]
-        )
-
-
-@dataclass
-class QueriesOfDocuments:
-    """Queries -> docid: a document by the sampler, then one of its queries."""
-
-    tokens: Tokens
-    documents: np.ndarray
-    sampler: DocumentSampler
-    share: float
-    seed: int
-    prompt: np.ndarray
-    writes_text: bool = False
-
-    def __post_init__(self) -> None:
-        self._order = np.argsort(self.documents, kind="stable")
-        self._sorted = self.documents[self._order]
-
-    def take(self, start: int, count: int) -> Examples:
-        documents = self.sampler.take(start, count)
-        low = np.searchsorted(self._sorted, documents, side="left")
-        high = np.searchsorted(self._sorted, documents, side="right")
-        rng = numpy_rng(self.seed, "query of document", start)
-        rows = self._order[rng.integers(low, high)]
-        starts, lengths = self.tokens.offsets[rows], self.tokens.lengths_of(rows)
-        return Examples(gather(self.tokens, starts, lengths, prompt=self.prompt), documents)
+from dsi.sources import Examples, Source, allocate
+from dsi.tokenization import Tokens, padded
 
 
 @dataclass(frozen=True)
@@ -304,15 +127,17 @@ def window_batches(
     updates: int,
     shape: BatchShape,
     seed: int,
-) -> list[Batch]:
-    """The ``updates`` batches of one window."""
+    first: int = 0,
+) -> Iterator[Batch]:
+    """The ``updates`` batches of one window, from number ``first`` on, each made when its turn is:
+    padded, a window takes several times the memory of its examples."""
     text_share = sum(s.share for s in sources if s.writes_text)
     docid_share = sum(s.share for s in sources if not s.writes_text)
     shares = [docid_share, text_share]
     before = allocate(shares, window * updates)
     after = allocate(shares, (window + 1) * updates)
     rng = numpy_rng(seed, "window", window)
-    batches: list[Batch] = []
+    chosen: list[tuple[Examples, tuple[np.ndarray, ...]]] = []
     for writes_text, low, high in zip((False, True), before, after, strict=True):
         members = [s for s in sources if s.writes_text is writes_text and s.share > 0]
         if high == low:
@@ -324,9 +149,10 @@ def window_batches(
         order = shuffled[np.argsort(lengths[shuffled], kind="stable")]
         parts = [_parts(stratum, lengths, count, shape) for stratum in _strata(order, count, shape)]
         mixed = [[part[i] for i in rng.permutation(count)] for part in parts[1:]]
-        for groups in zip(parts[0], *mixed, strict=True):
-            batches.append(_batch(examples, groups, shape))
-    return [batches[i] for i in rng.permutation(len(batches))]
+        chosen += [(examples, groups) for groups in zip(parts[0], *mixed, strict=True)]
+    for i in rng.permutation(len(chosen))[first:]:
+        examples, groups = chosen[i]
+        yield _batch(examples, groups, shape)
 
 
 def _strata(order: np.ndarray, count: int, shape: BatchShape) -> list[np.ndarray]:
@@ -383,9 +209,8 @@ def batches_from(
     update = start
     while update < stop:
         number, within = divmod(update, window)
-        for batch in window_batches(sources, number, window, shape, seed)[within:]:
-            if update >= stop:
-                return
+        drawn = window_batches(sources, number, window, shape, seed, within)
+        for batch in islice(drawn, stop - update):
             yield batch
             update += 1
 
@@ -404,58 +229,6 @@ def collate(examples: Examples, rows: np.ndarray, pad: int, multiple: int = 1) -
         labels,
         multiple,
     )
-
-
-def padded(
-    tokens: Tokens, rows: np.ndarray, pad: int, multiple: int = 1
-) -> tuple[np.ndarray, np.ndarray]:
-    """Ids int64 (B, L) and a boolean mask (B, L) of the texts at ``rows``."""
-    lengths = tokens.lengths_of(rows)
-    columns = np.arange(-(-int(lengths.max()) // multiple) * multiple)
-    mask = columns < lengths[:, None]
-    positions = np.where(mask, tokens.offsets[rows][:, None] + columns, 0)
-    return np.where(mask, tokens.values[positions], pad).astype(np.int64), mask
-
-
-def gather(
-    tokens: Tokens,
-    starts: np.ndarray,
-    lengths: np.ndarray,
-    prompt: np.ndarray | None = None,
-) -> Tokens:
-    """Spans of the flat token array as texts of their own, each behind ``prompt``."""
-    extra = 0 if prompt is None else len(prompt)
-    offsets = np.concatenate([[0], np.cumsum(lengths + extra)]).astype(np.int64)
-    within = np.arange(offsets[-1], dtype=np.int64) - np.repeat(offsets[:-1], lengths + extra)
-    body = np.maximum(within - extra, 0) + np.repeat(starts, lengths + extra)
-    values = tokens.values[body]
-    if prompt is not None and extra:
-        values = np.where(within < extra, prompt[np.minimum(within, extra - 1)], values)
-    return Tokens(values.astype(np.int32), offsets)
-
-
-def corrupt(
-    text: np.ndarray,
-    sentinels: np.ndarray,
-    end: int,
-    rng: np.random.Generator,
-    share: float = 0.15,
-    span: int = 3,
-) -> tuple[list[int], list[int]]:
-    """T5's span corruption: 15 % of the tokens in spans of about three become sentinels."""
-    count = min(max(1, round(len(text) * share / span)), len(sentinels) - 1, len(text))
-    starts = np.sort(rng.choice(len(text), count, replace=False))
-    source: list[int] = []
-    target: list[int] = []
-    position = 0
-    for i, start in enumerate(starts):
-        limit = starts[i + 1] if i + 1 < count else len(text)
-        stop = min(int(start) + span, int(limit))
-        source += [*text[position:start].tolist(), int(sentinels[i])]
-        target += [int(sentinels[i]), *text[start:stop].tolist()]
-        position = stop
-    source += text[position:].tolist()
-    return source, [*target, end]
 
 
 def _draw(members: Sequence[Source], start: int, count: int) -> Examples:

@@ -19,12 +19,11 @@ import torch
 from safetensors.numpy import load_file, save_file
 from transformers import PreTrainedTokenizerFast
 
-from dsi.batching import gather, padded
 from dsi.errors import UserError
 from dsi.files import replace_atomically, write_json
 from dsi.model import DocidHead, DSIModel, load_model
 from dsi.seeding import derive
-from dsi.tokenization import Tokens, batches, load_tokenizer, tokenize
+from dsi.tokenization import Tokens, batches, gather, load_tokenizer, padded, tokenize
 
 SCHEMA = 1
 BATCH = 256  # texts that the model reads at once

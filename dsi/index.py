@@ -11,16 +11,15 @@ from typing import TYPE_CHECKING, Any, cast
 import numpy as np
 import torch
 
-from dsi.batching import gather, padded
 from dsi.corpus import read_corpus
-from dsi.corpus_ids import id_rows, take
+from dsi.corpus_ids import id_rows
 from dsi.docids import codes_from_text, read_docids
 from dsi.errors import UserError
 from dsi.files import as_written, read_json
 from dsi.manifest import verify
 from dsi.ranking import Ranker
 from dsi.stored import StoredModel, StoredTokenizer, stored_model, stored_tokenizer
-from dsi.tokenization import LONGEST_QUERY, load_tokenizer, tokenize
+from dsi.tokenization import LONGEST_QUERY, gather, load_tokenizer, padded, tokenize
 from dsi.trie import Trie
 
 if TYPE_CHECKING:
@@ -193,7 +192,7 @@ class SearchIndex:
         for corpus, lookup in self._corpora:
             row = int(lookup.rows([document_id])[0])
             if row >= 0:
-                found = take(corpus.documents, np.array([row]))
+                found = corpus.documents.slice(row, 1)
                 return Result(
                     document_id, score, found["title"][0].as_py(), found["text"][0].as_py()
                 )

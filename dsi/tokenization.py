@@ -299,3 +299,31 @@ def _write_values(path: Path, parts: Iterable[Tokens]) -> np.ndarray:
 
 
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")  # workers fork; threads of ours suffice
+
+
+def padded(
+    tokens: Tokens, rows: np.ndarray, pad: int, multiple: int = 1
+) -> tuple[np.ndarray, np.ndarray]:
+    """Ids int64 (B, L) and a boolean mask (B, L) of the texts at ``rows``."""
+    lengths = tokens.lengths_of(rows)
+    columns = np.arange(-(-int(lengths.max()) // multiple) * multiple)
+    mask = columns < lengths[:, None]
+    positions = np.where(mask, tokens.offsets[rows][:, None] + columns, 0)
+    return np.where(mask, tokens.values[positions], pad).astype(np.int64), mask
+
+
+def gather(
+    tokens: Tokens,
+    starts: np.ndarray,
+    lengths: np.ndarray,
+    prompt: np.ndarray | None = None,
+) -> Tokens:
+    """Spans of the flat token array as texts of their own, each behind ``prompt``."""
+    extra = 0 if prompt is None else len(prompt)
+    offsets = np.concatenate([[0], np.cumsum(lengths + extra)]).astype(np.int64)
+    within = np.arange(offsets[-1], dtype=np.int64) - np.repeat(offsets[:-1], lengths + extra)
+    body = np.maximum(within - extra, 0) + np.repeat(starts, lengths + extra)
+    values = tokens.values[body]
+    if prompt is not None and extra:
+        values = np.where(within < extra, prompt[np.minimum(within, extra - 1)], values)
+    return Tokens(values.astype(np.int32), offsets)

@@ -53,7 +53,7 @@ def test_training_compares_the_same_sizes(tmp_path, capsys):
 def test_mixtures_have_the_lengths_they_promise():
     for name, low, high in (("A", 46, 50), ("B", 20, 24), ("fixed", 12, 12)):
         texts = training.synthetic(name, 2000, 512, 12)
-        batches = window_batches(texts.sources(0), 0, 16, BatchShape(64), 0)
+        batches = list(window_batches(texts.sources(0), 0, 16, BatchShape(64), 0))
         lengths = torch.cat([batch.attention_mask.sum(1) for batch in batches])
         assert low <= lengths.double().mean() <= high
         assert lengths.max() <= texts.longest
@@ -102,7 +102,7 @@ def test_contestants_of_both_precisions_keep_their_own(monkeypatch):
 
 def test_random_batches_have_the_examples_of_the_windows():
     texts = training.synthetic("B", 100, 512, 0)
-    batches = window_batches(texts.sources(0), 0, 4, BatchShape(8), 0)
+    batches = list(window_batches(texts.sources(0), 0, 4, BatchShape(8), 0))
     mixed = training.at_random(batches, 8, 0, np.random.default_rng(0))
 
     def examples(parts: list) -> list:

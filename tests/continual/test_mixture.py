@@ -5,21 +5,16 @@ from typing import Any
 
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
-from continual.config import RunConfig, load_config
+from continual.config import RunConfig, TrainingConfig, load_config
 from continual.context import QueryPool
-from continual.mixture import document_groups, prompt_ids, stage_sources
+from continual.mixture import document_groups, prompt_ids, stage_sources, window_updates
 from continual.setup import prepare
-from dsi.batching import (
-    BatchShape,
-    DocumentSampler,
-    DocumentSource,
-    QueriesOfDocuments,
-    QuerySource,
-    TextSource,
-    window_batches,
-)
+from dsi.batching import BatchShape, window_batches
 from dsi.errors import UserError
+from dsi.sources import DocumentSampler, DocumentSource, QueriesOfDocuments, QuerySource, TextSource
 from dsi.tokenization import tokenize
 
 SIZES = (18, 6, 6)
@@ -120,7 +115,7 @@ def test_without_queries_everything_is_indexing(stream):
     off = sources(stream, 1, pools=pools, ratio=math.inf)
     assert [type(s) for s in off] == [type(s) for s in plain]
     assert [s.share for s in off] == [s.share for s in plain]
-    one, other = (window_batches(s, 0, 4, BatchShape(8), seed=1) for s in (plain, off))
+    one, other = (list(window_batches(s, 0, 4, BatchShape(8), seed=1)) for s in (plain, off))
     for a, b in zip(one, other, strict=True):  # an infinite ratio is no replay, bit for bit
         assert a.input_ids.equal(b.input_ids)
         assert a.documents.equal(b.documents)
@@ -286,3 +281,16 @@ def test_prompts_stand_in_front(stream):
         examples = source.take(0, 5)
         for i in range(5):
             assert examples.inputs[i][: len(prompt)].tolist() == prompt.tolist()
+
+
+@given(st.integers(1, 5000), st.integers(1, 200))
+def test_a_stage_is_as_few_windows_of_one_size_as_it_can_be(budget, most):
+    window = window_updates(TrainingConfig(window=most), budget)
+    windows = math.ceil(budget / window)
+    assert 1 <= window <= min(most, budget)
+    assert windows == math.ceil(budget / most)
+    assert windows * window - budget < windows
+
+
+def test_a_stage_without_updates_has_a_window():
+    assert window_updates(TrainingConfig(), 0) == 1

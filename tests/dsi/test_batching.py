@@ -9,33 +9,30 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from dsi import batching
 from dsi.batching import (
     Batch,
     BatchShape,
-    Cycle,
+    batches_from,
+    collate,
+    even_cuts,
+    examples_for,
+    window_batches,
+)
+from dsi.sources import (
     DocumentSampler,
     DocumentSource,
     QueriesOfDocuments,
     QuerySource,
     TextSource,
-    allocate,
-    batches_from,
-    collate,
-    corrupt,
-    even_cuts,
-    examples_for,
-    gather,
-    padded,
-    window_batches,
 )
-from dsi.tokenization import Tokens
+from dsi.tokenization import Tokens, gather, padded
 from dsi.views import View
 
 PROMPT = np.array([900, 901], np.int32)
 NO_PROMPT = np.zeros(0, np.int32)
 SENTINELS = np.arange(800, 832, dtype=np.int32)
 END = 1
-SHARES = st.lists(st.sampled_from([0.0, 0.01, 0.1, 0.2, 1 / 3, 1, 7]), min_size=1, max_size=9)
 
 
 def documents(count: int = 12) -> Tokens:
@@ -66,64 +63,6 @@ def same(one: Batch, other: Batch) -> bool:
     return all(torch.equal(a, b) if torch.is_tensor(a) else a == b for a, b in pairs)
 
 
-@given(SHARES.filter(any), st.integers(0, 10_000))
-def test_allocate_adds_up_and_stays_near_the_shares(shares, total):
-    counts = allocate(shares, total)
-    assert counts.sum() == total
-    exact = np.array(shares) / sum(shares) * total
-    assert (np.abs(counts - exact) < 1 + len(shares) / 2).all()
-    assert (counts[np.array(shares) == 0] == 0).all()
-
-
-@given(SHARES.filter(any), st.integers(0, 300))
-def test_allocate_never_takes_back(shares, start):
-    counts = np.array([allocate(shares, total) for total in range(start, start + 40)])
-    steps = np.diff(counts, axis=0)
-    assert (steps >= 0).all()
-    assert (steps.sum(1) == 1).all()
-
-
-@given(st.floats(0.01, 0.99), st.integers(0, 10**9))
-def test_allocate_to_two_is_rounding(share, total):
-    counts = allocate([share, 1 - share], total)
-    assert abs(counts[0] - share * total) <= 0.5 + 1e-6
-
-
-def test_cycle_visits_everything_once_per_epoch_in_new_orders():
-    items = np.array([3, 1, 4, 15, 9])
-    taken = Cycle(items, 7).take(0, 20).reshape(4, 5)
-    assert (np.sort(taken) == np.sort(items)).all()
-    assert len({tuple(epoch) for epoch in taken.tolist()}) > 1
-
-
-@given(st.integers(1, 9), st.lists(st.integers(0, 25), min_size=1, max_size=6), st.integers(0, 40))
-def test_cycle_does_not_depend_on_how_it_is_asked(size, counts, start):
-    whole = Cycle(np.arange(size) + 50, 3).take(0, start + sum(counts))
-    cycle, position, parts = Cycle(np.arange(size) + 50, 3), start, []
-    for count in counts:
-        parts.append(cycle.take(position, count))
-        position += count
-    assert np.array_equal(np.concatenate(parts), whole[start:])
-    assert np.array_equal(cycle.take(start, counts[0]), whole[start : start + counts[0]])
-
-
-@given(st.integers(0, 60), st.integers(0, 60))
-def test_sampler_meets_shares_over_any_positions(start, count):
-    groups = [(np.arange(4), 1.0), (np.arange(4, 9), 1.0), (np.arange(9, 10), 1.0)]
-    groups += [(np.arange(0), 5.0), (np.arange(99, 105), 0.0)]  # empty or unwanted: left out
-    taken = DocumentSampler(groups, 3).take(start, count)
-    assert len(taken) == count
-    parts = [
-        int(((taken >= low) & (taken < high)).sum()) for low, high in ((0, 4), (4, 9), (9, 10))
-    ]
-    assert max(parts) - min(parts) <= 2
-    assert taken.max(initial=0) < 10
-
-
-def test_sampler_with_one_group_passes_over_all_documents():
-    assert Counter(sampler(12).take(12, 24).tolist()) == dict.fromkeys(range(12), 2)
-
-
 def test_gather_puts_the_prompt_in_front_of_each_span():
     tokens = Tokens.from_lists([[5, 6, 7], [8], [9, 10]])
     spans = (np.array([1, 3, 4]), np.array([2, 1, 2]))
@@ -143,42 +82,14 @@ def test_padded_and_back(lists):
     assert (ids[~mask] == 0).all()
 
 
-@given(
-    st.lists(st.integers(3, 700), min_size=1, max_size=300),
-    st.integers(0, 99),
-    st.sampled_from([0.15, 0.5, 0.9]),
-)
-def test_corruption_loses_nothing(text, seed, share):
-    rng = np.random.default_rng(seed)
-    source, target = corrupt(np.array(text), SENTINELS, END, rng, share)
-    assert target[-1] == END
-    marks = [token for token in source if token >= 800]
-    assert marks == [token for token in target if token >= 800] == SENTINELS[: len(marks)].tolist()
-    spans: dict[int, list[int]] = {}
-    for token in target[:-1]:
-        if token >= 800:
-            spans[token] = []
-        else:
-            spans[marks[len(spans) - 1]].append(token)
-    rebuilt = [word for token in source for word in spans.get(token, [token])]
-    assert rebuilt == text
-    assert all(1 <= len(span) <= 3 for span in spans.values())
-
-
-def test_corruption_takes_its_share():
-    rng = np.random.default_rng(0)
-    removed = [len(corrupt(np.arange(3, 103), SENTINELS, END, rng)[1]) - 6 for _ in range(300)]
-    assert 13 < np.mean(removed) <= 15  # five spans of up to three; neighbours cut some short
-
-
 def test_a_window_is_deterministic_and_depends_on_its_seed_and_number():
-    one = window_batches(mixture(), 2, 10, BatchShape(8), seed=3)
-    again = window_batches(mixture(), 2, 10, BatchShape(8), seed=3)
+    one = list(window_batches(mixture(), 2, 10, BatchShape(8), seed=3))
+    again = list(window_batches(mixture(), 2, 10, BatchShape(8), seed=3))
     assert len(one) == 10
     assert all(same(a, b) for a, b in zip(one, again, strict=True))
     for other in (
-        window_batches(mixture(), 3, 10, BatchShape(8), 3),
-        window_batches(mixture(), 2, 10, BatchShape(8), 4),
+        list(window_batches(mixture(), 3, 10, BatchShape(8), 3)),
+        list(window_batches(mixture(), 2, 10, BatchShape(8), 4)),
     ):
         assert not all(same(a, b) for a, b in zip(one, other, strict=True))
 
@@ -192,10 +103,21 @@ def test_resuming_gives_the_tail(start):
     assert all(same(a, b) for a, b in zip(whole[start:], tail, strict=True))
 
 
+def test_what_a_resumed_window_has_had_already_is_not_made(monkeypatch):
+    made = []
+    monkeypatch.setattr(batching, "collate", lambda *args: made.append(args) or collate(*args))
+    drawn = window_batches(mixture(), 0, 10, BatchShape(4), seed=9, first=7)
+    next(drawn)
+    assert len(made) == 1
+    assert len([next(drawn), *drawn]) == 2
+
+
 def test_asking_in_any_order_gives_the_same():
     sources = mixture()
-    forwards = [window_batches(sources, n, 5, BatchShape(4), 1) for n in range(4)]
-    backwards = [window_batches(sources, n, 5, BatchShape(4), 1) for n in reversed(range(4))][::-1]
+    forwards = [list(window_batches(sources, n, 5, BatchShape(4), 1)) for n in range(4)]
+    backwards = [list(window_batches(sources, n, 5, BatchShape(4), 1)) for n in reversed(range(4))][
+        ::-1
+    ]
     assert all(
         same(a, b)
         for one, other in zip(forwards, backwards, strict=True)
@@ -279,7 +201,7 @@ def test_queries_of_documents_are_their_own_and_all_get_a_turn():
 def test_length_buckets_save_padding():
     tokens = Tokens.from_lists([[7] * (1 + i % 64) for i in range(640)])
     source = QuerySource(tokens, np.arange(640), 1.0, 1, NO_PROMPT)
-    batches = window_batches([source], 0, 40, BatchShape(16), seed=1)
+    batches = list(window_batches([source], 0, 40, BatchShape(16), seed=1))
     cells = sum(batch.input_ids.numel() for batch in batches)
     assert tokens.lengths.sum() / cells > 0.95
     widths = [batch.input_ids.shape[1] for batch in batches]
@@ -319,8 +241,8 @@ def test_collate_pads_with_the_tokenizers_padding():
 
 
 def test_batches_of_tokens_are_even_and_hold_the_same_examples():
-    plain = window_batches(mixture(), 1, 10, BatchShape(8), seed=3)
-    even = window_batches(mixture(), 1, 10, BatchShape(8, even=True, least=2), seed=3)
+    plain = list(window_batches(mixture(), 1, 10, BatchShape(8), seed=3))
+    even = list(window_batches(mixture(), 1, 10, BatchShape(8, even=True, least=2), seed=3))
     assert len(even) == len(plain)
 
     def inputs(batches):
@@ -356,7 +278,7 @@ def test_too_few_examples_for_the_parts():
 
 
 def test_the_examples_that_have_so_many_tokens():
-    drawn = window_batches(mixture(), 0, 200, BatchShape(16), seed=3)
+    drawn = list(window_batches(mixture(), 0, 200, BatchShape(16), seed=3))
     written = [(b.labels != -100).sum() for b in drawn if b.labels is not None]
     total = sum(int(b.attention_mask.sum()) for b in drawn) + int(sum(written))
     mean = total / sum(len(b.documents) for b in drawn)
@@ -373,8 +295,8 @@ def test_lengths_are_multiples_after_cutting_up_too():
 
 
 def test_groups_mix_lengths_and_pad_little():
-    plain = window_batches(mixture(), 1, 10, BatchShape(12), seed=3)
-    mixed = window_batches(mixture(), 1, 10, BatchShape(12, groups=3), seed=3)
+    plain = list(window_batches(mixture(), 1, 10, BatchShape(12), seed=3))
+    mixed = list(window_batches(mixture(), 1, 10, BatchShape(12, groups=3), seed=3))
     lengths = [b.attention_mask.sum(1) for b in mixed if b.labels is None]
 
     def texts(batches):
