@@ -134,13 +134,12 @@ class TextSource:
         text = gather(self.tokens, *spans)
         if len(self.sentinels) == 0:
             # the docid vector goes in front of the prompt; an empty prompt still needs one token
-            prompt = self.prompt if len(self.prompt) else np.array([self.end], np.int32)
-            inputs = Tokens.from_lists([prompt.tolist()] * count)
-            labels = [[*text[i].tolist(), self.end] for i in range(count)]
-            return Examples(inputs, documents, Tokens.from_lists(labels))
-        pairs = [corrupt(text[i], self.sentinels, self.end, rng) for i in range(count)]
-        inputs = Tokens.from_lists([[*self.prompt.tolist(), *source] for source, _ in pairs])
-        return Examples(inputs, documents, Tokens.from_lists([target for _, target in pairs]))
+            prompt = self.prompt if len(self.prompt) else np.array([self.end])
+            inputs = _tokens(np.tile(prompt, count), np.full(count, len(prompt)))
+            return Examples(inputs, documents, _ended(text, self.end))
+        source, target = corrupt(text, self.sentinels, self.end, rng)
+        inputs = gather(source, source.offsets[:-1], source.lengths, prompt=self.prompt)
+        return Examples(inputs, documents, target)
 
 
 @dataclass
@@ -193,24 +192,48 @@ class QueriesOfDocuments:
 
 
 def corrupt(
-    text: np.ndarray,
+    texts: Tokens,
     sentinels: np.ndarray,
     end: int,
     rng: np.random.Generator,
     share: float = 0.15,
     span: int = 3,
-) -> tuple[list[int], list[int]]:
-    """T5's span corruption: 15 % of the tokens in spans of about three become sentinels."""
-    count = min(max(1, round(len(text) * share / span)), len(sentinels) - 1, len(text))
-    starts = np.sort(rng.choice(len(text), count, replace=False))
-    source: list[int] = []
-    target: list[int] = []
-    position = 0
-    for i, start in enumerate(starts):
-        limit = starts[i + 1] if i + 1 < count else len(text)
-        stop = min(int(start) + span, int(limit))
-        source += [*text[position:start].tolist(), int(sentinels[i])]
-        target += [int(sentinels[i]), *text[start:stop].tolist()]
-        position = stop
-    source += text[position:].tolist()
-    return source, [*target, end]
+) -> tuple[Tokens, Tokens]:
+    """T5's span corruption: what is read and what is written, text by text.
+
+    ``share`` of the tokens in spans of about ``span`` become a sentinel each; written are each
+    sentinel and the tokens that it stands for, and ``end``.
+    """
+    lengths, places = texts.lengths, np.arange(len(texts.values))
+    counts = np.round(lengths * share / span).astype(np.int64).clip(1, len(sentinels) - 1)
+    counts = np.minimum(counts, lengths)
+    owners, firsts = (
+        np.repeat(np.arange(len(texts)), lengths),
+        np.repeat(texts.offsets[:-1], lengths),
+    )
+    # spans begin where the smallest random numbers of the text are, so nowhere twice
+    shuffled = np.lexsort((rng.random(len(places)), owners))
+    begins = np.zeros(len(places), bool)
+    begins[shuffled[places - firsts < counts[owners]]] = True
+    latest = np.maximum.accumulate(np.where(begins, places, -span))
+    hidden = (latest >= firsts) & (places - latest < span)
+    numbers = np.arange(counts.sum()) - np.repeat(np.cumsum(counts) - counts, counts)
+    read = texts.values.copy()
+    read[begins] = sentinels[numbers]
+    kept = ~hidden | begins
+    copies = hidden.astype(np.int64) + begins  # the sentinel and the token behind it
+    written = np.repeat(texts.values, copies)
+    written[(np.cumsum(copies) - copies)[begins]] = sentinels[numbers]
+    source = _tokens(read[kept], np.bincount(owners[kept], minlength=len(texts)))
+    target = _tokens(written, np.bincount(owners, copies, len(texts)))
+    return source, _ended(target, end)
+
+
+def _ended(texts: Tokens, end: int) -> Tokens:
+    """The texts with ``end`` behind each."""
+    return _tokens(np.insert(texts.values, texts.offsets[1:], end), texts.lengths + 1)
+
+
+def _tokens(values: np.ndarray, lengths: np.ndarray) -> Tokens:
+    offsets = np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64)
+    return Tokens(values.astype(np.int32), offsets)

@@ -12,6 +12,7 @@ from dsi.sources import (
     allocate,
     corrupt,
 )
+from dsi.tokenization import Tokens
 
 SENTINELS = np.arange(800, 832, dtype=np.int32)
 END = 1
@@ -79,28 +80,37 @@ def test_sampler_with_one_group_passes_over_all_documents():
 
 
 @given(
-    st.lists(st.integers(3, 700), min_size=1, max_size=300),
+    st.lists(st.lists(st.integers(3, 700), max_size=200), min_size=1, max_size=5),
     st.integers(0, 99),
     st.sampled_from([0.15, 0.5, 0.9]),
 )
-def test_corruption_loses_nothing(text, seed, share):
+def test_corruption_loses_nothing(texts, seed, share):
     rng = np.random.default_rng(seed)
-    source, target = corrupt(np.array(text), SENTINELS, END, rng, share)
-    assert target[-1] == END
-    marks = [token for token in source if token >= 800]
-    assert marks == [token for token in target if token >= 800] == SENTINELS[: len(marks)].tolist()
-    spans: dict[int, list[int]] = {}
-    for token in target[:-1]:
-        if token >= 800:
-            spans[token] = []
-        else:
-            spans[marks[len(spans) - 1]].append(token)
-    rebuilt = [word for token in source for word in spans.get(token, [token])]
-    assert rebuilt == text
-    assert all(1 <= len(span) <= 3 for span in spans.values())
+    sources, targets = corrupt(Tokens.from_lists(texts), SENTINELS, END, rng, share)
+    assert len(sources) == len(targets) == len(texts)
+    for i, text in enumerate(texts):
+        source, target = sources[i].tolist(), targets[i].tolist()
+        assert target[-1] == END
+        marks = [token for token in source if token >= 800]
+        assert marks == [token for token in target if token >= 800]
+        wanted = min(max(1, round(len(text) * share / 3)), len(SENTINELS) - 1, len(text))
+        assert marks == SENTINELS[:wanted].tolist()
+        spans: dict[int, list[int]] = {}
+        for token in target[:-1]:
+            if token >= 800:
+                spans[token] = []
+            else:
+                spans[marks[len(spans) - 1]].append(token)
+        assert [word for token in source for word in spans.get(token, [token])] == text
+        assert all(1 <= len(span) <= 3 for span in spans.values())
 
 
-def test_corruption_takes_its_share():
-    rng = np.random.default_rng(0)
-    removed = [len(corrupt(np.arange(3, 103), SENTINELS, END, rng)[1]) - 6 for _ in range(300)]
+def test_corruption_takes_its_share_anywhere():
+    texts = Tokens.from_lists([range(100)] * 3000)
+    sources, targets = corrupt(texts, SENTINELS + 100, END, np.random.default_rng(0))
+    removed = targets.lengths - 6
     assert 13 < np.mean(removed) <= 15  # five spans of up to three; neighbours cut some short
+    left = np.bincount(sources.values[sources.values < 100], minlength=100)
+    # the first two places have fewer starts before them that reach so far
+    assert np.ptp(left[2:]) < 6 * np.sqrt(3000 * 0.14 * 0.86)
+    assert len(np.unique(removed)) > 1
