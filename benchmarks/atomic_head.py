@@ -31,7 +31,7 @@ from transformers import T5Config, T5ForConditionalGeneration
 
 from benchmarks.allocation import most_allocated
 from benchmarks.decoding import clock
-from benchmarks.sharpness import SMALL
+from benchmarks.updates import SMALL
 from continual.config import TrainingConfig
 from continual.optimization import clip_gradient, make_optimizer
 from dsi import docid_loss

@@ -29,7 +29,7 @@ from unittest import mock
 
 import torch
 
-from benchmarks.training import processor
+from benchmarks.updates import processor
 
 
 class Stopwatch:

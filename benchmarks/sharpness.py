@@ -26,17 +26,15 @@ from torch.profiler import ProfilerActivity, profile
 
 from benchmarks.allocation import most_allocated
 from benchmarks.decoding import SHAPES, clock
+from benchmarks.updates import SMALL, update
 from continual.components import available, component_class
 from continual.config import TrainingConfig
 from continual.optimization import make_optimizer
 from continual.passes import displaced
-from continual.steps import take_step
 from dsi.batching import Batch
 from dsi.model import from_scratch
 
 POSITIONS, CODES = 7, 64
-SMALL = dict(d_model=256, d_kv=64, d_ff=1024, num_layers=4, num_decoder_layers=4, num_heads=4)
-NO_PENALTY = SimpleNamespace(penalty=lambda model: None)
 EVERY = {"look": 5, "interval": 5}
 
 
@@ -68,20 +66,15 @@ class Contestant:
         generator = torch.Generator().manual_seed(self.updates)
         ids = torch.randint(2, 4000, (self.size, self.tokens), generator=generator)
         documents = torch.randint(0, 1000, (self.size,), generator=generator)
-        take_step(
+        update(
             self.model,
             self.optimizer,
             Batch(ids, torch.ones_like(ids), documents, None),
             self.codes,
             self.accelerator,
-            micro_batches=1,
-            seed=self.updates,
-            clip=1.0,
-            label_smoothing=0.0,
-            regularizer=NO_PENALTY,
-            sharpness=self.policy,
-            sharp=self.name != "none",
-            update=self.updates,
+            self.updates,
+            self.policy,
+            self.name != "none",
         )
         self.updates += 1
 

@@ -5,7 +5,6 @@
     python -m benchmarks.training --corpus FOLDER --mixtures B
     python -m benchmarks.training --device cuda --size base --batch-size 128 --mixtures fixed \
         --length 32 --precision no bf16 --peak 790
-    python -m benchmarks.training --equal-learning --corpus FOLDER --seeds 0 1 2
 
 All contestants run in one process, one thread, in turn: per round the plain ones a few updates,
 ours a whole window of batches, since only that has texts of all lengths. A number is the median
@@ -33,7 +32,6 @@ vocabulary. Norms, softmax, dropout, padding and the optimizer count as no opera
 
 import argparse
 import json
-import platform
 import statistics
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -43,20 +41,17 @@ from typing import Any
 
 import numpy as np
 import torch
-from accelerate import Accelerator
 from transformers import T5Config, T5ForConditionalGeneration
 
 from benchmarks.decoding import BASE
-from benchmarks.sharpness import NO_PENALTY, SMALL
-from continual.components import component_class
+from benchmarks.updates import SMALL, make_accelerator, no_sharpness, processor, update
 from continual.config import TrainingConfig
 from continual.optimization import make_optimizer
 from continual.setup import prepare_layers
-from continual.steps import take_step
 from dsi.ahead import ahead
-from dsi.batching import Batch, BatchShape, batches_from, collate
+from dsi.batching import Batch, BatchShape, batches_from
 from dsi.model import from_scratch
-from dsi.sources import DocumentSampler, DocumentSource, Examples, QuerySource, Source
+from dsi.sources import DocumentSampler, DocumentSource, QuerySource, Source
 from dsi.tokenization import Tokens
 from dsi.views import View
 
@@ -198,15 +193,6 @@ def bf16_missing(device: str) -> str | None:
     return "this processor has no bf16 units (neither avx512_bf16 nor amx_bf16)"
 
 
-def make_accelerator(device: str, precision: str) -> Accelerator:
-    """An accelerator of its own precision: accelerate keeps the first of a process."""
-    accelerator = Accelerator(cpu=device == "cpu")
-    if precision != "no":
-        accelerator.state._mixed_precision = precision
-    accelerator.native_amp = precision != "no"
-    return accelerator
-
-
 class Contestant:
     """A model, its optimizer and an endless sequence of batches."""
 
@@ -345,8 +331,7 @@ class Ours(Contestant):
         prepare_layers(model, self.settings)
         self.optimizer = make_optimizer(model, self.settings)
         self.model = self.accelerator.prepare_model(model)
-        cls: Any = component_class("sharpness", "none")
-        self.sharpness = cls(cls.Config())
+        self.sharpness = no_sharpness()
 
     def rows(self) -> int:
         return round(sum(self.sizes) / self.positions)
@@ -361,20 +346,14 @@ class Ours(Contestant):
         return ahead(map(Batch.pinned, made), self.settings.prefetch)
 
     def step(self, batch: Batch) -> int:
-        take_step(
+        update(
             self.model,
             self.optimizer,
             batch,
             self.codes,
             self.accelerator,
-            micro_batches=1,
-            seed=self.updates,
-            clip=1.0,
-            label_smoothing=0.0,
-            regularizer=NO_PENALTY,
-            sharpness=self.sharpness,
-            sharp=False,
-            update=self.updates,
+            self.updates,
+            self.sharpness,
         )
         return sum(group.input_ids.numel() for group in batch.by_group())
 
@@ -518,111 +497,6 @@ def profile_shares(one: Contestant, limit: int = 15) -> list[tuple[str, float]]:
     return [(e.key[:70], getattr(e, key) / total) for e in events[:limit]]
 
 
-# --- equal learning -------------------------------------------------------------------------------
-
-
-def at_random(
-    batches: Sequence[Batch], size: int, pad: int, rng: np.random.Generator
-) -> list[Batch]:
-    """The same examples in batches that do not look at length."""
-    inputs = [
-        ids[mask.bool()].tolist()
-        for batch in batches
-        for ids, mask in zip(batch.input_ids, batch.attention_mask, strict=True)
-    ]
-    documents = torch.cat([batch.documents for batch in batches]).numpy()
-    examples = Examples(Tokens.from_lists(inputs), documents)
-    order = rng.permutation(len(inputs))
-    return [collate(examples, rows, pad) for rows in order.reshape(-1, size)]
-
-
-def learn(options: argparse.Namespace, seed: int, bucketed: bool) -> dict[str, Any]:
-    """Hits@10 on dev queries after a short run, with batches by length or at random."""
-    from continual.evaluation import Evaluator
-    from continual.optimization import learning_rate
-    from continual.setup import make_model
-
-    overrides = [f"training.updates={options.learning_updates}", f"seed={seed}"]
-    if options.window:
-        overrides.append(f"training.window={options.window}")
-    material, config, mixture = stage_zero(options.corpus, 6000, [*overrides, *options.override])
-    training, stream = config.training, material.stream
-    number, pad = stream.count(0), int(material.tokenizer.pad_token_id or 0)
-    model = make_model(config, material.tokenizer, [number], 0)
-    prepare_layers(model, training)
-    model.train()
-    accelerator = make_accelerator("cpu", "no")
-    optimizer = make_optimizer(model, training)
-    cls: Any = component_class("sharpness", "none")
-    sharpness = cls(cls.Config())
-    codes = torch.arange(number)[:, None]
-    clock, update, tokens, cells = Clock("cpu"), 0, 0, 0
-    sources, rng = mixture(seed), np.random.default_rng(seed)
-    shape = BatchShape(training.batch_size, pad, training.length_groups)
-    started = clock()
-    while update < training.updates:
-        stop = update + training.window
-        window = list(batches_from(sources, update, stop, training.window, shape, seed))
-        if not bucketed:
-            window = at_random(window, training.batch_size, pad, rng)
-        for batch in window[: training.updates - update]:
-            rate = learning_rate(training, 0, update, training.updates)
-            for group in optimizer.param_groups:
-                group["lr"] = rate * group.get("scale", 1.0)
-            take_step(
-                model,
-                optimizer,
-                batch,
-                codes,
-                accelerator,
-                micro_batches=1,
-                seed=update,
-                clip=training.clip,
-                label_smoothing=training.label_smoothing,
-                regularizer=NO_PENALTY,
-                sharpness=sharpness,
-                sharp=False,
-                update=update,
-            )
-            tokens += int(batch.attention_mask.sum())
-            cells += sum(group.input_ids.numel() for group in batch.by_group())
-            update += 1
-    seconds = clock() - started
-    split = "dev" if len(stream.judged_queries("dev", 0)) else "test"
-    evaluator = Evaluator(config, stream, model, codes.numpy(), accelerator, 0)
-    queries = [stream.judged_queries(split, 0)]
-    (result,), _ = evaluator.evaluate(0, queries, np.zeros(number, bool))
-    return {
-        "seed": seed,
-        "batches": "windows" if bucketed else "random",
-        "split": split,
-        "hits@10": result.metrics["hits@10"],
-        "updates": update,
-        "seconds": seconds,
-        "padding": 1 - tokens / cells,
-    }
-
-
-def equal_learning(options: argparse.Namespace) -> list[dict[str, Any]]:
-    """Both kinds of batches from every seed, the same examples for both."""
-    print("| batches | seed | queries | Hits@10 | seconds | padding |\n|---|---|---|---|---|---|")
-    rows = []
-    for seed in options.seeds:
-        for bucketed in (False, True):
-            row = learn(options, seed, bucketed)
-            rows.append(row)
-            print(
-                f"| {row['batches']} | {seed} | {row['split']} | {100 * row['hits@10']:.1f} | "
-                f"{row['seconds']:.0f} | {100 * row['padding']:.0f} % |",
-                flush=True,
-            )
-    for kind in ("random", "windows"):
-        values = [100 * row["hits@10"] for row in rows if row["batches"] == kind]
-        spread = statistics.stdev(values) if len(values) > 1 else 0.0
-        print(f"{kind}: Hits@10 {statistics.mean(values):.1f} ± {spread:.1f}")
-    return rows
-
-
 def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     """The command line."""
     parser = argparse.ArgumentParser(description="speed of the training step against a plain loop")
@@ -648,10 +522,6 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--peak", type=float, default=0.0, help="TFLOP/s; 0: measured")
     parser.add_argument("--side", type=int, default=0, help="of the matrices of the peak")
     parser.add_argument("--profile", action="store_true", help="where the time of ours goes")
-    parser.add_argument("--equal-learning", action="store_true")
-    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
-    parser.add_argument("--learning-updates", type=int, default=600)
-    parser.add_argument("--override", nargs="*", default=[], help="settings of equal learning")
     parser.add_argument("--json", type=Path)
     return parser.parse_args(arguments)
 
@@ -669,49 +539,36 @@ def main(arguments: Sequence[str] | None = None) -> dict[str, Any]:
         "threads": options.threads,
     }
     print(f"{machine}, torch {torch.__version__}, {options.size}, batch {options.batch_size}")
-    if options.equal_learning:
-        options.corpus = options.corpus or "encyclopedia"
-        result["equal_learning"] = equal_learning(options)
+    precisions = list(options.precision)
+    reason = bf16_missing(options.device) if "bf16" in precisions else None
+    if reason:
+        print(f"bf16 is skipped: {reason}")
+        result["bf16_skipped"] = reason
+        precisions.remove("bf16")
+    vocabulary = SIZES[options.size]["vocab_size"]
+    if options.corpus:
+        entered = [of_corpus(options.corpus, vocabulary)]
     else:
-        precisions = list(options.precision)
-        reason = bf16_missing(options.device) if "bf16" in precisions else None
-        if reason:
-            print(f"bf16 is skipped: {reason}")
-            result["bf16_skipped"] = reason
-            precisions.remove("bf16")
-        vocabulary = SIZES[options.size]["vocab_size"]
-        if options.corpus:
-            entered = [of_corpus(options.corpus, vocabulary)]
-        else:
-            number, length = options.documents, options.length
-            entered = [synthetic(n, number, vocabulary, length) for n in options.mixtures]
-        result["rows"], result["profiles"] = [], []
-        if precisions:
-            print(HEADER)
-        for positions in options.positions if precisions else []:
-            for texts in entered:
-                result["rows"] += measure(options, texts, positions, precisions)
-        peaks = {row["precision"]: row["peak"] for row in result["rows"]}
-        for precision, peak in peaks.items():
-            print(f"matrix products, {precision.replace('no', 'fp32')}: {peak / 1e9:,.0f} GFLOP/s")
-        if options.profile and precisions:
-            args = (entered[0], SIZES[options.size], options.positions[0], options.batch_size)
-            one = Ours(*args, options.device, precisions[-1], window=options.window)
-            result["profiles"] = profile_shares(one)
-            for name, share in result["profiles"]:
-                print(f"{100 * share:5.1f} %  {name}")
+        number, length = options.documents, options.length
+        entered = [synthetic(n, number, vocabulary, length) for n in options.mixtures]
+    result["rows"], result["profiles"] = [], []
+    if precisions:
+        print(HEADER)
+    for positions in options.positions if precisions else []:
+        for texts in entered:
+            result["rows"] += measure(options, texts, positions, precisions)
+    peaks = {row["precision"]: row["peak"] for row in result["rows"]}
+    for precision, peak in peaks.items():
+        print(f"matrix products, {precision.replace('no', 'fp32')}: {peak / 1e9:,.0f} GFLOP/s")
+    if options.profile and precisions:
+        args = (entered[0], SIZES[options.size], options.positions[0], options.batch_size)
+        one = Ours(*args, options.device, precisions[-1], window=options.window)
+        result["profiles"] = profile_shares(one)
+        for name, share in result["profiles"]:
+            print(f"{100 * share:5.1f} %  {name}")
     if options.json:
         options.json.write_text(json.dumps(result, indent=1) + "\n", "utf-8")
     return result
-
-
-def processor() -> str:
-    """The processor's name."""
-    info = Path("/proc/cpuinfo")
-    for text in info.read_text().splitlines() if info.exists() else []:
-        if text.startswith("model name"):
-            return text.split(":", 1)[1].strip()
-    return platform.processor() or platform.machine()
 
 
 if __name__ == "__main__":

@@ -9,7 +9,7 @@ import pytest
 import torch
 from accelerate.state import AcceleratorState
 
-from benchmarks import end_to_end, scaling, training
+from benchmarks import end_to_end, learning, scaling, training
 from benchmarks.end_to_end import Stopwatch
 from dsi.batching import BatchShape, window_batches
 from dsi.corpus import read_corpus, read_stream
@@ -103,7 +103,7 @@ def test_contestants_of_both_precisions_keep_their_own(monkeypatch):
 def test_random_batches_have_the_examples_of_the_windows():
     texts = training.synthetic("B", 100, 512, 0)
     batches = list(window_batches(texts.sources(0), 0, 4, BatchShape(8), 0))
-    mixed = training.at_random(batches, 8, 0, np.random.default_rng(0))
+    mixed = learning.at_random(batches, 8, 0, np.random.default_rng(0))
 
     def examples(parts: list) -> list:
         return sorted(
@@ -118,15 +118,16 @@ def test_random_batches_have_the_examples_of_the_windows():
     assert sum(b.input_ids.numel() for b in mixed) > sum(b.input_ids.numel() for b in batches)
 
 
-def test_equal_learning_and_real_text(cache, tmp_path):
+def test_learning_and_real_text(cache, tmp_path):
     scaling.write_stream(tmp_path / "corpus", 2, 15)
     corpus = ["--corpus", str(tmp_path / "corpus")]
     result = training.main([*TINY, *corpus, "--positions", "1", "--rows"])
     assert [row["name"] for row in result["rows"]] == ["plain", "ours"]
-    learning = ["--equal-learning", "--learning-updates", "3", "--seeds", "0", "--window", "2"]
-    small = ["training.batch_size=4", "tokenizer.vocabulary_size=300"]
-    rows = training.main([*learning, *corpus, "--override", *small])["equal_learning"]
-    assert [(row["batches"], row["updates"]) for row in rows] == [("random", 3), ("windows", 3)]
+    contestants = ["random", "length_groups=2", "docid_softmax=sampled docid_samples=5"]
+    small = ["training.batch_size=4", "training.window=2", "tokenizer.vocabulary_size=300"]
+    settings = ["--updates", "3", "--seeds", "0", "--override", *small]
+    rows = learning.main([*contestants, *corpus, *settings])["rows"]
+    assert [(row["contestant"], row["updates"]) for row in rows] == [(c, 3) for c in contestants]
     assert all(row["split"] == "test" and 0 <= row["hits@10"] <= 1 for row in rows)
 
 
