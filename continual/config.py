@@ -142,7 +142,7 @@ class TrainingConfig:
     """bf16: autocast with fp32 weights; auto: where the processor or GPU has units for it. T5
     overflows in fp16."""
     fast_dropout: bool = True
-    """On a processor, decide by 16 random bits per value instead of a random float."""
+    """On a processor, decide by 8 random bits per value instead of a random float."""
     gradient_checkpointing: bool = False
     """Run each layer again in the backward pass instead of keeping what it computed."""
     compile: Literal["no", "default", "reduce-overhead", "max-autotune"] = "no"

@@ -16,7 +16,15 @@ from torch.autograd.function import once_differentiable
 from torch.nn import functional
 from transformers import T5Config
 from transformers.modeling_outputs import BaseModelOutput
-from transformers.models.t5.modeling_t5 import T5Attention, T5Block, T5LayerNorm, T5Stack
+from transformers.models.t5.modeling_t5 import (
+    T5Attention,
+    T5Block,
+    T5DenseActDense,
+    T5LayerNorm,
+    T5Stack,
+)
+
+from dsi.dropout import relu_dropped
 
 
 class Stack(T5Stack):
@@ -86,8 +94,16 @@ class Block(T5Block):
             mixed = read(attention, asking, source_unseen, cross.dropout, source)
             hidden = hidden + cross.dropout(mixed)
         feed: Any = self.layer[-1]
-        inner = feed.DenseReluDense(_norm(feed.layer_norm, hidden))
+        inner = _feed(feed.DenseReluDense, _norm(feed.layer_norm, hidden))
         return hidden + feed.dropout(inner), bias
+
+
+def _feed(dense: Any, hidden: Tensor) -> Tensor:
+    """The feed-forward layer: as it is, but that ReLU and dropout are one operation."""
+    if type(dense) is not T5DenseActDense or type(dense.act) is not nn.ReLU:
+        return dense(hidden)
+    inner = relu_dropped(dense.dropout, dense.wi(hidden))
+    return dense.wo(inner.to(dense.wo.weight.dtype))
 
 
 _LOW = torch.finfo(torch.bfloat16).min / 4  # two of them still are a number
