@@ -420,19 +420,41 @@ def sparse_step(model: Table, optimizer: torch.optim.Optimizer, seed: int, place
     optimizer.step()
 
 
-def test_with_every_row_touched_it_is_adamw():
-    start = torch.randn(5, WIDTH, generator=torch.Generator().manual_seed(1))
+@pytest.mark.parametrize("share", [1.0, 0.3, 0.05])
+def test_it_is_dense_adamw_whose_rows_have_no_momentum(share):
+    start, everything = torch.randn(5, WIDTH, generator=torch.Generator().manual_seed(1)), range(5)
     whole, rows = Table(start), Table(start)
-    reference, optimizer = make_optimizer(whole, CONFIG), make_optimizer(rows, TOUCHED)
-    for seed in range(20):
-        whole.step(reference, seed, torch.arange(5))
-        sparse_step(rows, optimizer, seed, torch.arange(5))
-    torch.testing.assert_close(rows.rows, whole.rows, rtol=1e-6, atol=1e-7)
+    groups = [
+        {"params": [whole.matrix], "weight_decay": 0.1},
+        {"params": [whole.scale], "weight_decay": 0.0},
+        {"params": [whole.rows], "weight_decay": 0.1, "betas": (0.0, 0.999)},
+    ]
+    reference = torch.optim.AdamW(groups, lr=0.01, fused=True)
+    optimizer = make_optimizer(rows, TOUCHED)
+    chance = torch.Generator().manual_seed(2)
+    for seed in range(100):
+        touched = torch.rand(5, generator=chance) < share
+        # the last update makes up for what the dense one did to the others meanwhile
+        places = touched.nonzero()[:, 0] if 0 < seed < 99 else torch.tensor(everything)
+        whole.step(reference, seed, places)
+        sparse_step(rows, optimizer, seed, places)
+    torch.testing.assert_close(rows.rows, whole.rows, rtol=1e-5, atol=1e-6)
     assert torch.equal(rows.matrix, whole.matrix) and torch.equal(rows.scale, whole.scale)
     ours, theirs = named_state(optimizer, rows), named_state(reference, whole)
-    for key in ("rows/exp_avg", "rows/exp_avg_sq"):
-        torch.testing.assert_close(ours[key], theirs[key], rtol=1e-6, atol=1e-9)
-    assert ours["rows/row_step"].tolist() == [20] * 5
+    torch.testing.assert_close(ours["rows/exp_avg_sq"], theirs["rows/exp_avg_sq"])
+    assert ours["rows/row_step"].tolist() == [100] * 5
+
+
+def test_a_rare_row_moves_in_all_as_far_as_with_momentum():
+    whole, rows = Table(torch.zeros(2, WIDTH)), Table(torch.zeros(2, WIDTH))
+    plain = dataclasses.replace(CONFIG, weight_decay=0.0)
+    reference = make_optimizer(whole, plain)
+    optimizer = make_optimizer(rows, dataclasses.replace(TOUCHED, weight_decay=0.0))
+    for seed in range(300):
+        places = torch.tensor([1] if seed == 100 else [0])
+        whole.step(reference, seed, places)
+        sparse_step(rows, optimizer, seed, places)
+    torch.testing.assert_close(rows.rows[1], whole.rows[1], rtol=0.05, atol=0)
 
 
 def test_rows_that_are_not_touched_stay_bit_for_bit():
@@ -446,7 +468,7 @@ def test_rows_that_are_not_touched_stay_bit_for_bit():
     after, others = named_state(optimizer, model), torch.tensor([0, 2, 3, 5])
     assert torch.equal(model.rows[others], before[others])
     assert not (model.rows[[1, 4]] == before[[1, 4]]).all(1).any()
-    for key in ("rows/exp_avg", "rows/exp_avg_sq", "rows/row_step"):
+    for key in ("rows/exp_avg_sq", "rows/row_step"):
         assert torch.equal(after[key][others], moments[key][others])
     assert after["rows/row_step"].tolist() == [1, 2, 1, 1, 2, 1]
     assert model.rows.grad is not None and model.rows.grad.is_sparse, "left as it was"
@@ -459,15 +481,6 @@ def test_the_first_update_of_touched_rows_is_the_dense_one():
     sparse_step(rows, make_optimizer(rows, TOUCHED), 7, places)
     torch.testing.assert_close(rows.rows[places], whole.rows[places], rtol=1e-6, atol=1e-7)
     assert torch.equal(rows.rows[[1, 2, 4, 5]], start[:4])
-
-
-def test_a_row_touched_late_moves_as_far_as_one_touched_first():
-    model = Table(torch.zeros(2, WIDTH))
-    optimizer = make_optimizer(model, dataclasses.replace(TOUCHED, weight_decay=0.0))
-    for seed in range(50):
-        sparse_step(model, optimizer, seed, torch.tensor([0]))
-    sparse_step(model, optimizer, 50, torch.tensor([1]))
-    torch.testing.assert_close(model.rows[1].abs(), torch.full((WIDTH,), 0.01))
 
 
 def test_moments_of_touched_rows_grow_and_are_kept(tmp_path):
@@ -492,7 +505,7 @@ def test_moments_of_touched_rows_grow_and_are_kept(tmp_path):
     restore_state(optimizer, large, moments, {"rows": old})
     after = named_state(optimizer, large)
     assert after["rows/row_step"].tolist() == [0, 2, 0, 1, 3, 0]
-    assert torch.equal(after["rows/exp_avg"][old], moments["rows/exp_avg"])
+    assert torch.equal(after["rows/exp_avg_sq"][old], moments["rows/exp_avg_sq"])
     with pytest.raises(UserError, match="row_step"):
         restore_state(make_optimizer(large, CONFIG), large, moments, {"rows": old})
 
