@@ -54,6 +54,7 @@ SHAPES: dict[str, dict[str, int]] = {
     "tiny": SIZES["tiny"],
 }
 ROW_COPIES = 4  # weight, gradient, two moments
+WINDOW = 16  # a quarter of the default, for shorter rounds
 
 
 # --- documents ------------------------------------------------------------------------------------
@@ -80,7 +81,9 @@ def against_documents(options: argparse.Namespace) -> list[dict[str, Any]]:
             codes = docids_of(kind, count)
             own = Texts(kind, texts.sources, count, texts.vocabulary, texts.longest, codes)
             positions = 1 if codes is None else codes.shape[1]
-            one = Ours(own, shape, positions, options.batch_size, "cpu", "no", dropout=0.0)
+            one = Ours(
+                own, shape, positions, options.batch_size, "cpu", "no", dropout=0.0, window=WINDOW
+            )
             one.round(options.updates or None)  # moments and orders are made, memory is warm
             entered.append((kind, count, one))
     works: list[list[Work]] = [[] for _ in entered]
@@ -256,7 +259,16 @@ def against_parameters(options: argparse.Namespace) -> list[dict[str, Any]]:
     """Models of several shapes in turn."""
     texts = synthetic("B", 4000, min(SHAPES[name]["vocab_size"] for name in options.shapes), 0)
     entered = [
-        Ours(texts, SHAPES[name], POSITIONS, options.batch_size, "cpu", "no", dropout=0.0)
+        Ours(
+            texts,
+            SHAPES[name],
+            POSITIONS,
+            options.batch_size,
+            "cpu",
+            "no",
+            dropout=0.0,
+            window=WINDOW,
+        )
         for name in options.shapes
     ]
     peak = MatrixPeak("cpu", "no", options.side)

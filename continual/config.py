@@ -105,7 +105,7 @@ class TrainingConfig:
     batches than short ones; 0: ``batch_size``."""
     accumulation: int = 1
     """Micro-batches that one update is split into."""
-    window: int = 16
+    window: int = 64
     """Updates drawn together and sorted by length, so that batches need little padding."""
     length_groups: int = 1
     """An update has examples of so many quantiles of length, each padded and passed on its own; 1:

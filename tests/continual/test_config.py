@@ -416,7 +416,7 @@ def test_any_configuration_survives_a_round_trip(tmp_path_factory, seed, rate, r
 
 def test_an_edited_run_is_checked(tmp_path):
     path = tmp_path / "config.yaml"
-    path.write_text(dump(load_config()).replace("window: 16", "window: 0"))
+    path.write_text(dump(load_config()).replace("window: 64", "window: 0"))
     with pytest.raises(UserError, match=r"^training\.window: must be above zero"):
         read_resolved(path)
 
