@@ -106,7 +106,8 @@ class TrainingConfig:
     accumulation: int = 1
     """Micro-batches that one update is split into."""
     window: int = 64
-    """Updates drawn together and sorted by length, so that batches need little padding."""
+    """Updates drawn together and sorted by length, so that batches need little padding; fewer where
+    a stage is no whole number of windows."""
     length_groups: int = 1
     """An update has examples of so many quantiles of length, each padded and passed on its own; 1:
     all of about one length, the fastest."""
@@ -136,8 +137,8 @@ class TrainingConfig:
     docid_samples: int = 0
     """Documents drawn for every micro-batch under ``sampled``; 0 under ``exact``."""
     docid_update: Literal["all", "touched"] = "all"
-    """touched: only rows of documents that were drawn or in the batch change, decay and moments
-    included, so an update's cost does not grow with the documents; needs ``sampled``."""
+    """touched: only rows of documents that were drawn or in the batch change, without momentum, so
+    an update's cost does not grow with the documents; needs ``sampled``."""
     precision: Literal["auto", "no", "bf16"] = "auto"
     """bf16: autocast with fp32 weights; auto: where the processor or GPU has units for it. T5
     overflows in fp16."""
