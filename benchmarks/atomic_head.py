@@ -16,12 +16,10 @@ allocator).
 """
 
 import argparse
-import json
 import math
 import platform
 import statistics
 from contextlib import contextmanager
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -31,6 +29,7 @@ from transformers import T5Config, T5ForConditionalGeneration
 
 from benchmarks.allocation import most_allocated
 from benchmarks.decoding import clock
+from benchmarks.options import add_options, keep
 from benchmarks.updates import SMALL
 from continual.config import TrainingConfig
 from continual.optimization import clip_gradient, make_optimizer
@@ -176,9 +175,7 @@ def main() -> None:
     parser.add_argument("--batch-size", type=int, default=32)
     parser.add_argument("--samples", type=int, default=1024)
     parser.add_argument("--precision", choices=["no", "bf16"], default="no")
-    parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--threads", type=int, default=1)
-    parser.add_argument("--json", type=Path)
+    add_options(parser)
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
     print(f"{platform.processor() or platform.machine()}, torch {torch.__version__}")
@@ -201,8 +198,7 @@ def main() -> None:
         for row in found:
             print(line(row, base), flush=True)
         rows += found
-    if options.json:
-        options.json.write_text(json.dumps(rows, indent=1), "utf-8")
+    keep(rows, options.json)
 
 
 if __name__ == "__main__":

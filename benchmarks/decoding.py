@@ -15,7 +15,6 @@ the work, and that docids and scores agree.
 """
 
 import argparse
-import json
 import platform
 import statistics
 import time
@@ -34,6 +33,7 @@ from benchmarks.baselines import (
     no_constraint,
     t5_small_text_vocabulary,
 )
+from benchmarks.options import add_options, keep
 from dsi.decoding import beam_search, rank_rows
 from dsi.inference import Inference
 from dsi.model import from_scratch
@@ -327,9 +327,7 @@ def main() -> None:
     parser.add_argument("--against", nargs="*", default=["text", "dict", "csr"])
     parser.add_argument("--atomic-sizes", type=int, nargs="*", default=[10_000])
     parser.add_argument("--atomic-limit", type=int, default=100_000, help="generate up to here")
-    parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--threads", type=int, default=1)
-    parser.add_argument("--json", type=Path, help="write all numbers to this file")
+    add_options(parser)
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
     device = "cuda" if torch.cuda.is_available() else "cpu"
@@ -344,8 +342,7 @@ def main() -> None:
     result["string"] = string_docids(options, device)
     result["shares"] = shares(options, device)
     result["atomic"] = atomic_docids(options, device)
-    if options.json:
-        options.json.write_text(json.dumps(result, indent=1) + "\n", "utf-8")
+    keep(result, options.json)
 
 
 def _processor() -> str:

@@ -29,6 +29,7 @@ from unittest import mock
 
 import torch
 
+from benchmarks.options import keep
 from benchmarks.updates import processor
 
 
@@ -228,8 +229,7 @@ def main(arguments: Sequence[str] | None = None) -> dict[str, Any]:
     print(f"{processor()}, torch {torch.__version__}")
     result = measure(options.settings)
     show(result)
-    if options.json:
-        options.json.write_text(json.dumps(result, indent=1) + "\n", "utf-8")
+    keep(result, options.json)
     return result
 
 

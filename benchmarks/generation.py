@@ -17,9 +17,7 @@ time (on a GPU: wall time with synchronisation). A query counts once per documen
 """
 
 import argparse
-import json
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -28,6 +26,7 @@ from torch import Tensor
 from transformers import LogitsProcessor, LogitsProcessorList
 
 from benchmarks.decoding import _processor, interleaved
+from benchmarks.options import add_options, keep
 from dsi.corpus import document_texts, read_corpus
 from dsi.generator_model import GeneratorConfig
 from dsi.pseudo_queries import document_hash
@@ -153,9 +152,7 @@ def main() -> None:
     parser.add_argument("--documents", type=int, default=336)
     parser.add_argument("--count", type=int, default=10, help="queries per document")
     parser.add_argument("--batch", type=int, default=32, help="documents per call of generate")
-    parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--threads", type=int, default=1)
-    parser.add_argument("--json", type=Path, help="write all numbers to this file")
+    add_options(parser)
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
     generator, texts = material(options.documents, options.updates, options.shape)
@@ -175,8 +172,7 @@ def main() -> None:
             f"{values['words_per_query']:.1f} words",
             flush=True,
         )
-    if options.json:
-        options.json.write_text(json.dumps(result, indent=1) + "\n", "utf-8")
+    keep(result, options.json)
 
 
 if __name__ == "__main__":

@@ -11,7 +11,6 @@ are of the processor, for orientation: other processes change them.
 """
 
 import argparse
-import json
 import statistics
 from collections.abc import Sequence
 from pathlib import Path
@@ -20,6 +19,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from benchmarks.options import keep
 from benchmarks.training import Clock, stage_zero
 from benchmarks.updates import make_accelerator, no_sharpness, processor, update
 from continual.evaluation import Evaluator
@@ -128,8 +128,7 @@ def main(arguments: Sequence[str] | None = None) -> dict[str, Any]:
         spread = statistics.stdev(values) if len(values) > 1 else 0.0
         print(f"`{contestant}`: Hits@10 {statistics.mean(values):.1f} ± {spread:.1f}")
     result = {"machine": processor(), "torch": torch.__version__, "rows": rows}
-    if options.json:
-        options.json.write_text(json.dumps(result, indent=1) + "\n", "utf-8")
+    keep(result, options.json)
     return result
 
 

@@ -21,7 +21,6 @@ One process, one thread, processor time.
 """
 
 import argparse
-import json
 import statistics
 import tempfile
 from collections.abc import Sequence
@@ -33,6 +32,7 @@ import torch
 
 from benchmarks.decoding import POSITIONS, SMALL, random_docids
 from benchmarks.end_to_end import Stopwatch, run_stages
+from benchmarks.options import add_options, keep
 from benchmarks.training import SIZES, MatrixPeak, Ours, Texts, Work, synthetic
 from benchmarks.updates import processor
 from dsi.docids import NewDocuments
@@ -336,9 +336,7 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--shapes", nargs="+", choices=SHAPES, default=["d128", "d256", "d512"])
     parser.add_argument("--updates", type=int, default=0, help="of a round; 0: a window")
     parser.add_argument("--side", type=int, default=0, help="of the matrices of the peak")
-    parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--threads", type=int, default=1)
-    parser.add_argument("--json", type=Path)
+    add_options(parser)
     return parser.parse_args(arguments)
 
 
@@ -350,8 +348,7 @@ def main(arguments: Sequence[str] | None = None) -> dict[str, Any]:
     print(f"{result['machine']}, torch {torch.__version__}")
     for part in options.parts:
         result[part] = PARTS[part](options)
-    if options.json:
-        options.json.write_text(json.dumps(result, indent=1) + "\n", "utf-8")
+    keep(result, options.json)
     return result
 
 

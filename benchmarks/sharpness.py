@@ -13,10 +13,8 @@ weights, as torch's profiler counts it (on a GPU: its allocator).
 """
 
 import argparse
-import json
 import platform
 import statistics
-from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -26,6 +24,7 @@ from torch.profiler import ProfilerActivity, profile
 
 from benchmarks.allocation import most_allocated
 from benchmarks.decoding import SHAPES, clock
+from benchmarks.options import add_options, keep
 from benchmarks.updates import SMALL, update
 from continual.components import available, component_class
 from continual.config import TrainingConfig
@@ -166,9 +165,7 @@ def main() -> None:
     parser.add_argument("--shape", choices=["small", *sorted(SHAPES)], default="small")
     parser.add_argument("--batch-size", type=int, default=32)
     parser.add_argument("--tokens", type=int, default=32)
-    parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--threads", type=int, default=1)
-    parser.add_argument("--json", type=Path)
+    add_options(parser)
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
     print(f"{platform.processor() or platform.machine()}, torch {torch.__version__}")
@@ -180,8 +177,7 @@ def main() -> None:
             shape = {**SHAPES, "small": SMALL}[options.shape]
             rows.append(measure(name, precision, shape, sizes, options.rounds))
             print(line(rows[-1]), flush=True)
-    if options.json:
-        options.json.write_text(json.dumps(rows, indent=1), "utf-8")
+    keep(rows, options.json)
 
 
 if __name__ == "__main__":

@@ -31,7 +31,6 @@ vocabulary. Norms, softmax, dropout, padding and the optimizer count as no opera
 """
 
 import argparse
-import json
 import statistics
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -44,6 +43,7 @@ import torch
 from transformers import T5Config, T5ForConditionalGeneration
 
 from benchmarks.decoding import BASE
+from benchmarks.options import add_options, keep
 from benchmarks.updates import SMALL, make_accelerator, no_sharpness, processor, update
 from continual.config import TrainingConfig
 from continual.optimization import make_optimizer
@@ -516,13 +516,11 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--compile", default="no", help="mode of torch.compile, of ours")
     parser.add_argument("--multiple", type=int, default=1, help="of lengths, of ours")
     parser.add_argument("--updates", type=int, default=0, help="of a round; 0: 4, ours a window")
-    parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu")
-    parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--peak", type=float, default=0.0, help="TFLOP/s; 0: measured")
     parser.add_argument("--side", type=int, default=0, help="of the matrices of the peak")
     parser.add_argument("--profile", action="store_true", help="where the time of ours goes")
-    parser.add_argument("--json", type=Path)
+    add_options(parser)
     return parser.parse_args(arguments)
 
 
@@ -566,8 +564,7 @@ def main(arguments: Sequence[str] | None = None) -> dict[str, Any]:
         result["profiles"] = profile_shares(one)
         for name, share in result["profiles"]:
             print(f"{100 * share:5.1f} %  {name}")
-    if options.json:
-        options.json.write_text(json.dumps(result, indent=1) + "\n", "utf-8")
+    keep(result, options.json)
     return result
 
 
