@@ -10,6 +10,7 @@ import numpy as np
 import pyarrow as pa
 
 BATCH = 65_536
+FEW = 64
 
 Hash = Callable[[str], int]
 
@@ -73,7 +74,7 @@ class IdRows:
             hit = self._sorted[position] == wanted[pending]
             pending, position = pending[hit], position[hit]
             rows = self._order[position]
-            stored = self._ids.take(_indices(rows)).to_pylist()
+            stored = self._stored(rows)
             same = np.fromiter(
                 (ids[i] == text for i, text in zip(pending.tolist(), stored, strict=True)),
                 dtype=bool,
@@ -81,6 +82,11 @@ class IdRows:
             )
             found[pending[same]] = rows[same]
             pending, position = pending[~same], position[~same] + 1  # a collision: the next one
+
+    def _stored(self, rows: np.ndarray) -> list[str]:
+        if len(rows) < FEW:  # take imports pyarrow.compute, which a search would notice
+            return [self._ids[row].as_py() for row in rows.tolist()]
+        return self._ids.take(_indices(rows)).to_pylist()
 
 
 def id_rows(column: pa.ChunkedArray | pa.Array) -> IdRows:

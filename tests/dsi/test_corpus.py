@@ -1,5 +1,8 @@
 """What is written is what is read; texts; options."""
 
+import subprocess
+import sys
+
 import numpy as np
 import pytest
 from hypothesis import HealthCheck, given, settings
@@ -123,3 +126,18 @@ def test_written_bytes(tmp_path):
         "test.tsv": "query-id\tcorpus-id\tscore\nq\ta\t1\n",
         "one.json": '{\n "D0": [\n  "a"\n ]\n}\n',
     }
+
+
+def test_a_corpus_read_before_is_opened_without_what_takes_long_to_import(tmp_path):
+    read_corpus("encyclopedia", cache=tmp_path)
+    code = f"""
+import sys
+from pathlib import Path
+from dsi.corpus import read_corpus
+from dsi.corpus_ids import id_rows
+documents = read_corpus("encyclopedia", cache=Path({str(tmp_path)!r})).documents
+row = int(id_rows(documents["id"]).rows(["ragnarok"])[0])
+print(documents.slice(row, 1)["id"][0].as_py(), {{"pandas", "pyarrow.compute"}} & {{*sys.modules}})
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout == "ragnarok set()\n"
