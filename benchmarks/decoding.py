@@ -15,11 +15,9 @@ the work, and that docids and scores agree.
 """
 
 import argparse
-import platform
 import statistics
 import time
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -33,7 +31,7 @@ from benchmarks.baselines import (
     no_constraint,
     t5_small_text_vocabulary,
 )
-from benchmarks.options import add_options, keep
+from benchmarks.options import add_options, keep, processor
 from dsi.decoding import beam_search, rank_rows
 from dsi.inference import Inference
 from dsi.model import from_scratch
@@ -332,7 +330,7 @@ def main() -> None:
     torch.set_num_threads(options.threads)
     device = "cuda" if torch.cuda.is_available() else "cpu"
     result: dict[str, Any] = {
-        "machine": torch.cuda.get_device_name() if device == "cuda" else _processor(),
+        "machine": torch.cuda.get_device_name() if device == "cuda" else processor(),
         "torch": torch.__version__,
         "shape": options.shape,
         "threads": options.threads,
@@ -343,14 +341,6 @@ def main() -> None:
     result["shares"] = shares(options, device)
     result["atomic"] = atomic_docids(options, device)
     keep(result, options.json)
-
-
-def _processor() -> str:
-    info = Path("/proc/cpuinfo")
-    for line in info.read_text().splitlines() if info.exists() else []:
-        if line.startswith("model name"):
-            return line.split(":", 1)[1].strip()
-    return platform.processor() or platform.machine()
 
 
 if __name__ == "__main__":

@@ -29,8 +29,7 @@ from unittest import mock
 
 import torch
 
-from benchmarks.options import keep
-from benchmarks.updates import processor
+from benchmarks.options import keep, processor
 
 
 class Stopwatch:

@@ -25,8 +25,8 @@ import torch
 from torch import Tensor
 from transformers import LogitsProcessor, LogitsProcessorList
 
-from benchmarks.decoding import _processor, interleaved
-from benchmarks.options import add_options, keep
+from benchmarks.decoding import interleaved
+from benchmarks.options import add_options, keep, processor
 from dsi.corpus import document_texts, read_corpus
 from dsi.generator_model import GeneratorConfig
 from dsi.pseudo_queries import document_hash
@@ -158,7 +158,7 @@ def main() -> None:
     generator, texts = material(options.documents, options.updates, options.shape)
     on_gpu = torch.cuda.is_available()
     result: dict[str, Any] = {
-        "machine": torch.cuda.get_device_name() if on_gpu else _processor(),
+        "machine": torch.cuda.get_device_name() if on_gpu else processor(),
         "torch": torch.__version__,
         **{key: getattr(options, key) for key in ("shape", "updates", "count", "batch", "threads")},
         "documents": len(texts),

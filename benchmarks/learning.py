@@ -19,9 +19,9 @@ from typing import Any
 import numpy as np
 import torch
 
-from benchmarks.options import keep
+from benchmarks.options import keep, processor
 from benchmarks.training import Clock, stage_zero
-from benchmarks.updates import make_accelerator, no_sharpness, processor, update
+from benchmarks.updates import make_accelerator, no_sharpness, update
 from continual.evaluation import Evaluator
 from continual.optimization import learning_rate, make_optimizer
 from continual.setup import make_model, prepare_layers

@@ -1,7 +1,8 @@
-"""Options that most benchmarks have, and where their numbers go."""
+"""Options that most benchmarks have, where their numbers go, and the machine they are of."""
 
 import argparse
 import json
+import platform
 from pathlib import Path
 from typing import Any
 
@@ -17,3 +18,12 @@ def keep(numbers: Any, path: Path | None) -> None:
     """Write them, if a file was named."""
     if path:
         path.write_text(json.dumps(numbers, indent=1) + "\n", "utf-8")
+
+
+def processor() -> str:
+    """The processor's name."""
+    info = Path("/proc/cpuinfo")
+    for text in info.read_text().splitlines() if info.exists() else []:
+        if text.startswith("model name"):
+            return text.split(":", 1)[1].strip()
+    return platform.processor() or platform.machine()

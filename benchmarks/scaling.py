@@ -32,9 +32,8 @@ import torch
 
 from benchmarks.decoding import POSITIONS, SMALL, random_docids
 from benchmarks.end_to_end import Stopwatch, run_stages
-from benchmarks.options import add_options, keep
+from benchmarks.options import add_options, keep, processor
 from benchmarks.training import SIZES, MatrixPeak, Ours, Texts, Work, synthetic
-from benchmarks.updates import processor
 from dsi.docids import NewDocuments
 from dsi.docids.naive import Naive
 from dsi.trie import Trie

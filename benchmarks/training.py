@@ -43,8 +43,8 @@ import torch
 from transformers import T5Config, T5ForConditionalGeneration
 
 from benchmarks.decoding import BASE
-from benchmarks.options import add_options, keep
-from benchmarks.updates import SMALL, make_accelerator, no_sharpness, processor, update
+from benchmarks.options import add_options, keep, processor
+from benchmarks.updates import SMALL, make_accelerator, no_sharpness, update
 from continual.config import TrainingConfig
 from continual.optimization import make_optimizer
 from continual.setup import prepare_layers

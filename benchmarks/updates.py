@@ -1,7 +1,5 @@
 """What several benchmarks of training share: sizes, an accelerator, the product's plain update."""
 
-import platform
-from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -58,12 +56,3 @@ def update(
         sharp=sharp,
         update=number,
     )
-
-
-def processor() -> str:
-    """The processor's name."""
-    info = Path("/proc/cpuinfo")
-    for text in info.read_text().splitlines() if info.exists() else []:
-        if text.startswith("model name"):
-            return text.split(":", 1)[1].strip()
-    return platform.processor() or platform.machine()

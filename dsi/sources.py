@@ -135,7 +135,7 @@ class TextSource:
         if len(self.sentinels) == 0:
             # the docid vector goes in front of the prompt; an empty prompt still needs one token
             prompt = self.prompt if len(self.prompt) else np.array([self.end])
-            inputs = _tokens(np.tile(prompt, count), np.full(count, len(prompt)))
+            inputs = Tokens.of_lengths(np.tile(prompt, count), np.full(count, len(prompt)))
             return Examples(inputs, documents, _ended(text, self.end))
         source, target = corrupt(text, self.sentinels, self.end, rng)
         inputs = gather(source, source.offsets[:-1], source.lengths, prompt=self.prompt)
@@ -224,16 +224,11 @@ def corrupt(
     copies = hidden.astype(np.int64) + begins  # the sentinel and the token behind it
     written = np.repeat(texts.values, copies)
     written[(np.cumsum(copies) - copies)[begins]] = sentinels[numbers]
-    source = _tokens(read[kept], np.bincount(owners[kept], minlength=len(texts)))
-    target = _tokens(written, np.bincount(owners, copies, len(texts)))
+    source = Tokens.of_lengths(read[kept], np.bincount(owners[kept], minlength=len(texts)))
+    target = Tokens.of_lengths(written, np.bincount(owners, copies, len(texts)))
     return source, _ended(target, end)
 
 
 def _ended(texts: Tokens, end: int) -> Tokens:
     """The texts with ``end`` behind each."""
-    return _tokens(np.insert(texts.values, texts.offsets[1:], end), texts.lengths + 1)
-
-
-def _tokens(values: np.ndarray, lengths: np.ndarray) -> Tokens:
-    offsets = np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64)
-    return Tokens(values.astype(np.int32), offsets)
+    return Tokens.of_lengths(np.insert(texts.values, texts.offsets[1:], end), texts.lengths + 1)

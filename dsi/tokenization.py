@@ -99,11 +99,17 @@ class Tokens:
         return Tokens(np.concatenate([np.asarray(part.values) for part in parts]), offsets)
 
     @staticmethod
+    def of_lengths(values: np.ndarray, lengths: np.ndarray) -> "Tokens":
+        """Texts of the given lengths, one behind the other in ``values``."""
+        offsets = np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64)
+        return Tokens(values.astype(np.int32, copy=False), offsets)
+
+    @staticmethod
     def from_lists(lists: Sequence[Sequence[int]]) -> "Tokens":
         """From one sequence of ids per text."""
         lengths = np.fromiter((len(ids) for ids in lists), np.int64, len(lists))
         values = np.fromiter((i for ids in lists for i in ids), np.int32, int(lengths.sum()))
-        return Tokens(values, np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64))
+        return Tokens.of_lengths(values, lengths)
 
 
 def _room(count: int) -> np.ndarray:
