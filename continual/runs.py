@@ -72,7 +72,6 @@ def _add(folder: Path, corpus: str, accept: Sequence[str]) -> Path:
     material = prepare(config, folder / "tokenizer", added)
     _check_docids(config, folder, material, len(parts))
     entry["content_hash"] = material.stream.parts[-1].corpus.content_hash
-    directory.replace(folder, "added.json", added)
     return _run(config, folder, material, added, True, accept)
 
 
@@ -102,8 +101,14 @@ def _run(
         device, world = str(trainer.accelerator.device), trainer.accelerator.num_processes
         precision = trainer.accelerator.mixed_precision
         directory.write_environment(folder, device, world, precision=precision)
-        directory.replace(folder, "index.json", _index(config, added))
-    trainer.run(resume)
+
+    def begin() -> None:
+        if trainer.accelerator.is_main_process:
+            if added:
+                directory.replace(folder, "added.json", added)
+            directory.replace(folder, "index.json", _index(config, added))
+
+    trainer.run(resume, begin)
     if trainer.accelerator.is_main_process:
         directory.seal(folder)
         directory.finish_environment(folder)

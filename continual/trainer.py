@@ -10,7 +10,7 @@ weights, its optimizer's moments and a few counters.
 import math
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import closing
 from pathlib import Path
 from typing import Any, cast
@@ -89,14 +89,13 @@ class Trainer:
         self.events = ForgettingEvents(0, f"{when}, all documents seen")
         self.timing: list[dict[str, float]] = []
 
-    def run(self, resume: bool = False) -> None:
-        """Train and evaluate every stage that is not finished yet."""
+    def run(self, resume: bool = False, begin: Callable[[], None] = lambda: None) -> None:
+        """Finish every stage; ``begin`` is called once nothing on disk can refuse the run."""
         config, stream = self.config, self.stream
         last = len(stream) - 1
         found = None
         if resume:
-            warn = self.accelerator.print
-            found = checkpoints.load_latest(self.folder / "checkpoints", warn)
+            found = checkpoints.load_latest(self.folder / "checkpoints", self.accelerator.print)
         size, checksum = 0, None
         if found is None:
             state = self._start()
@@ -107,6 +106,7 @@ class Trainer:
         self.tracker = Tracker(self.folder, config, self.accelerator, size, checksum)
         start = state.stage + 1 if state.finished else state.stage
         try:
+            begin()
             with self.signals.handled():
                 for stage in range(start, len(stream)):
                     if config.training.stages == "last" and stage < last:

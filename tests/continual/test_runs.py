@@ -129,6 +129,22 @@ def test_a_document_arrives_only_once(lab, finished, tmp_path):
     assert snapshot(run) == before
 
 
+def test_a_run_that_is_refused_has_no_new_corpus(lab, finished):
+    run, later = finished
+    metrics = run / "metrics.jsonl"
+    content = metrics.read_bytes()
+    metrics.write_bytes(content[:-9])
+    before = snapshot(run)
+    with pytest.raises(UserError, match=r"metrics\.jsonl: .* bytes, the checkpoint notes"):
+        lab.call(runs.add, run, str(later))
+    after = snapshot(run)
+    changed = {name for name in before | after if before.get(name) != after.get(name)}
+    assert changed <= {"environment.json", "manifest.json"}  # what tried
+    metrics.write_bytes(content)
+    lab.call(runs.add, run, str(later))
+    assert lab.matrix(run)["num_documents"] == list(lab.sizes)
+
+
 @pytest.mark.parametrize("corpus", ["nowhere", "."])
 def test_a_folder_without_a_corpus_is_refused(lab, finished, tmp_path, monkeypatch, corpus):
     run, _ = finished
