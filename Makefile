@@ -60,7 +60,7 @@ types: $(VENV)/.installed-dev
 
 tests: $(VENV)/.installed-dev
 	@echo "== tests"
-	@$(BIN)/pytest --quiet -n auto --maxprocesses 4 --ignore tests/test_wheel.py \
+	@$(BIN)/pytest --quiet --tb short -n auto --maxprocesses 4 --ignore tests/test_wheel.py \
 		--cov --cov-report term --cov-fail-under 85
 
 notebook: $(VENV)/.installed-dev

@@ -1,15 +1,26 @@
 """The processes and devices of a run; what cannot work on them is refused before training."""
 
 import os
+from datetime import timedelta
 from typing import Literal
 
 import torch
 from accelerate import Accelerator
-from accelerate.utils import DistributedDataParallelKwargs, DistributedType, parse_flag_from_env
+from accelerate.utils import (
+    DistributedDataParallelKwargs,
+    DistributedType,
+    InitProcessGroupKwargs,
+    parse_flag_from_env,
+)
 
 from continual.config import RunConfig
 from continual.sharding import is_sharded
 from dsi.errors import UserError
+
+# How long a rank waits for another. The first one assigns docids and writes pseudo-queries alone,
+# for hours on a large corpus, and the libraries' own limits are 10 (NCCL) and 30 minutes (gloo). A
+# rank that has died is noticed by the launcher, not by this.
+PATIENCE = timedelta(days=1)
 
 
 def make_accelerator(config: RunConfig) -> Accelerator:
@@ -24,7 +35,7 @@ def make_accelerator(config: RunConfig) -> Accelerator:
     accelerator = Accelerator(
         mixed_precision=precision(config, _device_to_come()),
         log_with="wandb" if config.tracking.wandb else None,
-        kwargs_handlers=[unused],
+        kwargs_handlers=[unused, InitProcessGroupKwargs(timeout=PATIENCE)],
     )
     refuse(config, accelerator)
     return accelerator

@@ -5,12 +5,11 @@ import shutil
 
 import pytest
 import torch
-from accelerate import debug_launcher
-from accelerate.state import AcceleratorState
 
 from continual import runs
 from continual.config import load_config
 from dsi.errors import UserError
+from tests.continual.ranks import on_two_ranks
 
 
 @pytest.mark.parametrize("settings", [(), ("sharpness=sam", "training.accumulation=2")])
@@ -19,8 +18,7 @@ def test_a_run_in_pieces_is_a_run(lab, tmp_path, monkeypatch, settings):
     one = lab.kept(*chosen)
     monkeypatch.setenv("ACCELERATE_USE_FSDP", "true")
     monkeypatch.setenv("FSDP_VERSION", "2")
-    AcceleratorState._reset_state(True)
-    debug_launcher(lab.train_quietly, args=(tmp_path, *chosen), num_processes=2)
+    on_two_ranks(lab.train_quietly, tmp_path, *chosen)
     other = tmp_path / "run"
     assert lab.matrix(one) == lab.matrix(other)
     for stage in range(3):

@@ -7,13 +7,14 @@ import signal
 import subprocess
 import sys
 from contextlib import redirect_stdout
+from datetime import timedelta
 
 import pytest
 import torch
-from accelerate import debug_launcher
-from accelerate.state import AcceleratorState
 
 from continual import cli, runs, trainer
+from continual.devices import make_accelerator
+from tests.continual.ranks import on_two_ranks
 
 SETTINGS = {
     "naive": ("parameters=docid_rows",),
@@ -57,9 +58,24 @@ def test_two_ranks_are_one(lab, tmp_path, settings):
     # 30 documents and 32 queries in batches of 7: both ranks, and the last batches are odd
     chosen = (*SETTINGS[settings], "evaluation.batch_size=7")
     one = lab.kept(*chosen)
-    AcceleratorState._reset_state(True)
-    debug_launcher(lab.train_quietly, args=(tmp_path, *chosen), num_processes=2)
+    on_two_ranks(lab.train_quietly, tmp_path, *chosen)
     equal(lab, one, tmp_path / "run")
+
+
+def wait_or_fail(lab, place):
+    accelerator = make_accelerator(lab.config())
+    options = torch.distributed.group.WORLD._get_backend(accelerator.device).options
+    (place / f"limit-{accelerator.process_index}").write_text(str(options._timeout))
+    if accelerator.process_index == 1:
+        raise KeyError("what went wrong")
+    accelerator.wait_for_everyone()
+
+
+def test_a_rank_waits_for_what_another_does_alone_but_not_for_a_dead_one(lab, tmp_path):
+    with pytest.raises(pytest.fail.Exception, match=r"(?s)rank 1.*what went wrong"):
+        on_two_ranks(wait_or_fail, lab, tmp_path)
+    # docids and pseudo-queries of a large corpus take hours, and gloo's own limit is half of one
+    assert (tmp_path / "limit-0").read_text() == str(timedelta(days=1))
 
 
 def rank(lab, place, kill, *arguments):
@@ -82,8 +98,7 @@ def rank(lab, place, kill, *arguments):
 
 def launch(lab, place, kill, *arguments):
     """The exit statuses of two ranks."""
-    AcceleratorState._reset_state(True)
-    debug_launcher(rank, args=(lab, place, kill, *arguments), num_processes=2)
+    on_two_ranks(rank, lab, place, kill, *arguments)
     return [int((place / f"status-{number}").read_text()) for number in range(2)]
 
 
