@@ -23,14 +23,13 @@ from contextlib import contextmanager
 from typing import Any
 
 import torch
-from accelerate import Accelerator
 from torch.profiler import ProfilerActivity, profile
 from transformers import T5Config, T5ForConditionalGeneration
 
 from benchmarks.allocation import most_allocated
 from benchmarks.decoding import clock
 from benchmarks.options import add_options, keep
-from benchmarks.updates import SMALL
+from benchmarks.updates import SMALL, make_accelerator
 from continual.config import TrainingConfig
 from continual.optimization import clip_gradient, make_optimizer
 from dsi import docid_loss
@@ -45,7 +44,7 @@ class Contestant:
 
     def __init__(self, kind: str, documents: int, size: int, samples: int, precision: str):
         self.kind, self.documents, self.size, self.updates = kind, documents, size, 0
-        self.accelerator = Accelerator(mixed_precision=precision)
+        self.accelerator = make_accelerator(precision)
         self.shape = {**SMALL, "dropout_rate": 0.0}
         sampled = kind in ("sampled", "touched")
         config = TrainingConfig(

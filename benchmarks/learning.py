@@ -63,7 +63,7 @@ def learn(
     model = make_model(config, material.tokenizer, [count], 0)
     prepare_layers(model, training)
     model.train()
-    accelerator, sharpness = make_accelerator("cpu", "no"), no_sharpness()
+    accelerator, sharpness = make_accelerator("no", cpu=True), no_sharpness()
     optimizer = make_optimizer(model, training)
     codes = torch.arange(count)[:, None]
     clock, number, tokens, cells = Clock("cpu"), 0, 0, 0

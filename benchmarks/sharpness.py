@@ -19,13 +19,12 @@ from types import SimpleNamespace
 from typing import Any
 
 import torch
-from accelerate import Accelerator
 from torch.profiler import ProfilerActivity, profile
 
 from benchmarks.allocation import most_allocated
 from benchmarks.decoding import SHAPES, clock
 from benchmarks.options import add_options, keep
-from benchmarks.updates import SMALL, update
+from benchmarks.updates import SMALL, make_accelerator, update
 from continual.components import available, component_class
 from continual.config import TrainingConfig
 from continual.optimization import make_optimizer
@@ -44,10 +43,7 @@ class Contestant:
         self, name: str, shape: dict[str, int], precision: str, batch_size: int, tokens: int
     ):
         self.name, self.updates, self.size, self.tokens = name, 0, batch_size, tokens
-        self.accelerator = Accelerator(mixed_precision=precision)
-        # accelerate keeps the first precision of a process
-        self.accelerator.state._mixed_precision = precision
-        self.accelerator.native_amp = precision != "no"
+        self.accelerator = make_accelerator(precision)
         device = self.accelerator.device
         self.model = from_scratch(
             0, vocab_size=4000, dropout_rate=0.0, code_sizes=[CODES] * POSITIONS, **shape

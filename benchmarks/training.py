@@ -316,7 +316,7 @@ class Ours(Contestant):
         self.settings = TrainingConfig(learning_rate=1e-4, **settings)
         self.window = window or self.settings.window
         self.updates_per_round = self.window
-        self.accelerator = make_accelerator(self.device, self.precision)
+        self.accelerator = make_accelerator(self.precision, cpu=self.device == "cpu")
         self.sizes = [self.texts.documents] if self.positions == 1 else [CODES] * self.positions
         if self.texts.codes_NT is not None:
             self.sizes = (self.texts.codes_NT.max(0) + 1).clip(1).tolist()

@@ -15,11 +15,10 @@ from dsi.batching import Batch
 SMALL = dict(d_model=256, d_kv=64, d_ff=1024, num_layers=4, num_decoder_layers=4, num_heads=4)
 
 
-def make_accelerator(device: str, precision: str) -> Accelerator:
+def make_accelerator(precision: str, cpu: bool = False) -> Accelerator:
     """An accelerator of its own precision: accelerate keeps the first of a process."""
-    accelerator = Accelerator(cpu=device == "cpu")
-    if precision != "no":
-        accelerator.state._mixed_precision = precision
+    accelerator = Accelerator(cpu=cpu)
+    accelerator.state._mixed_precision = precision
     accelerator.native_amp = precision != "no"
     return accelerator
 
