@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+from accelerate import Accelerator
 from transformers import PreTrainedTokenizerFast
 
 from continual.stream import Stream
@@ -42,8 +43,17 @@ class StageContext:
     seed: int
     run_folder: Path
     """The run directory; only the main process may write there."""
-    is_main: bool = True
+    accelerator: Accelerator | None = None
+    """Of a run on several processes, all of which call the components; None: there is one."""
     progress: bool = True
-    wait: Callable[[], None] = lambda: None
-    """Returns when every process has come here: readers wait for what the main process writes."""
     log: Callable[[dict], None] = lambda values: None
+
+    @property
+    def is_main(self) -> bool:
+        """Whether this process writes."""
+        return self.accelerator is None or self.accelerator.is_main_process
+
+    def wait(self) -> None:
+        """Return when every process has come here: readers wait for what the main one writes."""
+        if self.accelerator is not None:
+            self.accelerator.wait_for_everyone()

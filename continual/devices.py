@@ -17,9 +17,9 @@ from continual.config import RunConfig
 from continual.sharding import is_sharded
 from dsi.errors import UserError
 
-# How long a rank waits for another. The first one assigns docids and writes pseudo-queries alone,
-# for hours on a large corpus, and the libraries' own limits are 10 (NCCL) and 30 minutes (gloo). A
-# rank that has died is noticed by the launcher, not by this.
+# How long a rank waits for another. The first one assigns docids and trains the query generator
+# alone, for hours on a large corpus, and the libraries' own limits are 10 (NCCL) and 30 minutes
+# (gloo). A rank that has died is noticed by the launcher, not by this.
 PATIENCE = timedelta(days=1)
 
 

@@ -134,9 +134,8 @@ class Trainer:
             self.tokenizer,
             config.seed,
             self.folder,
-            self.accelerator.is_main_process,
+            self.accelerator,
             progress=sys.stderr.isatty(),
-            wait=self.accelerator.wait_for_everyone,
             log=log,
         )
         pools = self.replay.begin_stage(context)

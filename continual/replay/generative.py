@@ -22,7 +22,7 @@ from dsi.files import (
 from dsi.lexical_queries import LexicalQueries
 from dsi.memory_quality import bm25_ranks, measure
 from dsi.pseudo_queries import cached_generate
-from dsi.query_generation import GeneratorConfig, QueryGenerator
+from dsi.query_generation import GeneratorConfig, QueryGenerator, share
 from dsi.sampling import SamplingConfig
 from dsi.seeding import derive
 from dsi.tokenization import Tokens, tokenize, tokenizer_fingerprint
@@ -99,8 +99,8 @@ class GenerativeReplay:
                 if parts:
                     tokens = Tokens.concatenate([part[0] for part in parts])
                     documents = np.concatenate([part[1] for part in parts])
-                    share = weight / len(self._writers())
-                    pools.append(QueryPool(writer, tokens, documents, share, by_document=True))
+                    own = weight / len(self._writers())
+                    pools.append(QueryPool(writer, tokens, documents, own, by_document=True))
         if n > 0 and config.stored_queries > 0:
             stored = true_queries(context.stream, config.stored_queries)
             pools += [stored] if stored else []
@@ -111,7 +111,8 @@ class GenerativeReplay:
 
     def _recall(self, context: StageContext, corpus: int) -> dict[str, tuple[Tokens, np.ndarray]]:
         path = context.run_folder / "stages" / f"{corpus:02d}" / "pseudo_queries.jsonl"
-        if context.is_main and not path.exists():
+        # asked of the main process, whose view of the folder is the newest
+        if share(context.accelerator, not path.exists()):
             self._write(context, corpus, path)
         context.wait()
         # logged by the stage that writes, also when a run goes on after that stage was cut off
@@ -139,16 +140,21 @@ class GenerativeReplay:
         ids = stream.document_ids(start, stop)
         lines, quality = [], {}
         for writer in self._writers():
-            maker = self._lexical(context) if writer == "lexical" else self._learned(context)
+            learned = writer == "learned"
+            if not (learned or context.is_main):
+                continue  # what costs little one process does alone
             speed: dict[str, Any] = {}
             queries = cached_generate(
-                maker,
+                self._learned(context) if learned else self._lexical(context),
                 texts,
                 config.queries_per_document,
                 derive(context.seed, "pseudo-queries", writer),
+                accelerator=context.accelerator if learned else None,
                 progress=context.progress,
                 report=speed.update,
             )
+            if not context.is_main:
+                continue
             if config.round_trip:
                 queries = _filtered(queries, texts, config.round_trip)
             found = measure(queries, texts, seed=context.seed)
@@ -157,8 +163,9 @@ class GenerativeReplay:
             for number, (document, own) in enumerate(zip(ids, queries, strict=True)):
                 line = {"document": document, "number": number, "writer": writer, "queries": own}
                 lines.append(json.dumps(line, ensure_ascii=False) + "\n")
-        write_json(path.with_name("memory_quality.json"), quality)
-        write_text(path, "".join(lines))
+        if context.is_main:
+            write_json(path.with_name("memory_quality.json"), quality)
+            write_text(path, "".join(lines))
 
     def _lexical(self, context: StageContext) -> LexicalQueries:
         # document frequencies of D_0 alone: what a stage writes must not depend on later corpora
@@ -167,11 +174,16 @@ class GenerativeReplay:
         )
 
     def _learned(self, context: StageContext) -> QueryGenerator:
-        """This run's generator: trained once on D_0, shared by equal runs through the cache."""
-        config, stream = self.config, context.stream
+        """This run's generator: trained once on D_0 by one process, read by all."""
         own = context.run_folder / "generator"
-        if (own / "generator.json").exists():
-            return QueryGenerator.load(own)
+        if context.is_main and not (own / "generator.json").exists():
+            self._train(context).save(own)
+        context.wait()
+        return QueryGenerator.load(own)
+
+    def _train(self, context: StageContext) -> QueryGenerator:
+        """The generator of this run, shared by equal runs through the cache."""
+        config, stream = self.config, context.stream
         seed = derive(context.seed, "query generator")
         identity = [
             stream.fingerprint(1),
@@ -184,26 +196,24 @@ class GenerativeReplay:
         key = hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()[:32]
         kept = cache_folder() / "generators" / key
         if (kept / "generator.json").exists():
-            generator = QueryGenerator.load(kept)
-        else:
-            queries, documents = stream.train_pairs(0)
-            if not queries:
-                raise UserError(
-                    "replay.memory: the generator learns from D_0's train queries and there are "
-                    "none; add qrels/train.tsv, or set replay.memory: lexical"
-                )
-            texts = list(stream.texts(0, stream.count(0)))
-            generator = QueryGenerator.train(
-                [texts[number] for number in documents],
-                queries,
-                self._tokenizer(context),
-                config.generator,
-                seed,
-                context.progress,
-                sampling=config.sampling,
+            return QueryGenerator.load(kept)
+        queries, documents = stream.train_pairs(0)
+        if not queries:
+            raise UserError(
+                "replay.memory: the generator learns from D_0's train queries and there are none; "
+                "add qrels/train.tsv, or set replay.memory: lexical"
             )
-            replace_atomically(kept, lambda target: generator.save(target))
-        generator.save(own)
+        texts = list(stream.texts(0, stream.count(0)))
+        generator = QueryGenerator.train(
+            [texts[number] for number in documents],
+            queries,
+            self._tokenizer(context),
+            config.generator,
+            seed,
+            context.progress,
+            sampling=config.sampling,
+        )
+        replace_atomically(kept, lambda target: generator.save(target))
         return generator
 
     def _tokenizer(self, context: StageContext) -> Any:

@@ -14,6 +14,7 @@ import torch
 
 from continual import cli, runs, trainer
 from continual.devices import make_accelerator
+from dsi.query_generation import QueryGenerator
 from tests.continual.ranks import on_two_ranks
 
 SETTINGS = {
@@ -62,6 +63,33 @@ def test_two_ranks_are_one(lab, tmp_path, settings):
     equal(lab, one, tmp_path / "run")
 
 
+def train_and_note(lab, place, *chosen):
+    """A run; notes how many documents this rank has written queries for."""
+    write, count = QueryGenerator._write, []
+
+    def noted(self, sources, keys, batch, *others):
+        count.extend(batch)
+        return write(self, sources, keys, batch, *others)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(QueryGenerator, "_write", noted)
+        lab.train_quietly(place, *chosen)
+    (place / f"documents-{torch.distributed.get_rank()}").write_text(str(len(count)))
+
+
+def test_two_ranks_share_the_writing_of_queries(lab, tmp_path, monkeypatch):
+    chosen = ("replay=generative", "replay.memory=both", "replay.ratio=1", "replay.first_stage=0.5")
+    chosen += ("replay.queries_per_document=2", "replay.generator.updates=4")
+    one, other = lab.kept(*chosen), tmp_path / "run"
+    monkeypatch.setenv("DSI_CACHE", str(tmp_path / "cache"))  # where nothing is written yet
+    on_two_ranks(train_and_note, lab, tmp_path, *chosen)
+    assert all(int((tmp_path / f"documents-{rank}").read_text()) >= 10 for rank in (0, 1))
+    for stage in range(3):
+        name = f"stages/{stage:02d}/pseudo_queries.jsonl"
+        assert (one / name).read_bytes() == (other / name).read_bytes()
+    equal(lab, one, other)
+
+
 def wait_or_fail(lab, place):
     accelerator = make_accelerator(lab.config())
     options = torch.distributed.group.WORLD._get_backend(accelerator.device).options
@@ -74,7 +102,7 @@ def wait_or_fail(lab, place):
 def test_a_rank_waits_for_what_another_does_alone_but_not_for_a_dead_one(lab, tmp_path):
     with pytest.raises(pytest.fail.Exception, match=r"(?s)rank 1.*what went wrong"):
         on_two_ranks(wait_or_fail, lab, tmp_path)
-    # docids and pseudo-queries of a large corpus take hours, and gloo's own limit is half of one
+    # the docids of a large corpus take hours, and gloo's own limit is half of one
     assert (tmp_path / "limit-0").read_text() == str(timedelta(days=1))
 
 
