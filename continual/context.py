@@ -3,9 +3,9 @@
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
-from accelerate import Accelerator
 from transformers import PreTrainedTokenizerFast
 
 from continual.stream import Stream
@@ -43,8 +43,8 @@ class StageContext:
     seed: int
     run_folder: Path
     """The run directory; only the main process may write there."""
-    accelerator: Accelerator | None = None
-    """Of a run on several processes, all of which call the components; None: there is one."""
+    accelerator: Any = None
+    """Accelerate's, of a run whose processes all call the components; None: there is one."""
     progress: bool = True
     log: Callable[[dict], None] = lambda values: None
 
