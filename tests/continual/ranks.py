@@ -28,13 +28,16 @@ def on_two_ranks(function: Callable[..., Any], *arguments: Any) -> None:
         patch.setenv("WORLD_SIZE", "2")
         patch.setenv("LOCAL_WORLD_SIZE", "2")
         patch.setenv("ACCELERATE_USE_CPU", "true")
+        failed = ""
         try:
             start_processes(_rank, (Path(folder), function, arguments), 2, start_method="fork")
         except (ProcessExitedException, ProcessRaisedException) as error:
             # it only tells of one rank, often of the one that lost the other
             notes = sorted(Path(folder).iterdir(), key=lambda path: path.stat().st_mtime_ns)
             texts = [f"{note.name}\n{note.read_text('utf-8')}" for note in notes]
-            pytest.fail("\n".join(texts) or str(error), pytrace=False)
+            failed = "\n".join(texts) or str(error)
+    if failed:
+        pytest.fail(failed, pytrace=False)
 
 
 def _rank(rank: int, folder: Path, function: Callable[..., Any], arguments: tuple) -> None:
