@@ -99,8 +99,8 @@ class GenerativeReplay:
                 if parts:
                     tokens = Tokens.concatenate([part[0] for part in parts])
                     documents = np.concatenate([part[1] for part in parts])
-                    own = weight / len(self._writers())
-                    pools.append(QueryPool(writer, tokens, documents, own, by_document=True))
+                    each = weight / len(self._writers())
+                    pools.append(QueryPool(writer, tokens, documents, each, by_document=True))
         if n > 0 and config.stored_queries > 0:
             stored = true_queries(context.stream, config.stored_queries)
             pools += [stored] if stored else []
