@@ -2,6 +2,7 @@
 
     python -m benchmarks.generation                       # the default generator, from scratch
     python -m benchmarks.generation --shape t5-small --updates 30 --documents 64 --json out.json
+    torchrun --nproc-per-node 2 -m benchmarks.generation  # the first process alone and all of them
 
 One generator, trained for a short while on the embedded corpus, writes the same number of queries
 per document in all contestants, with the same candidates (top-k, top-p, forbidden tokens, copying):
@@ -13,15 +14,20 @@ per document in all contestants, with the same candidates (top-k, top-p, forbidd
 * ``static``: sorted, with ``cache_implementation="static"``.
 
 All run in one process, one thread, interleaved; a number is the median of the rounds, in processor
-time (on a GPU: wall time with synchronisation). A query counts once per document.
+time (on a GPU: wall time with synchronisation). A query counts once per document. Several processes
+are compared in wall time, in turn, one thread each.
 """
 
 import argparse
+import os
+import statistics
+import time
 from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 import torch
+from accelerate import Accelerator
 from torch import Tensor
 from transformers import LogitsProcessor, LogitsProcessorList
 
@@ -144,6 +150,34 @@ def compare(
     return result
 
 
+def across_ranks(
+    generator: QueryGenerator, texts: list[str], count: int, rounds: int
+) -> dict[str, Any]:
+    """Wall-clock queries per second of the first process alone and of all, which write the same."""
+    accelerator = Accelerator(cpu=generator.model.device.type == "cpu")
+    keys = [document_hash(text) for text in texts]
+    seconds: dict[str, list[float]] = {"one": [], "all": []}
+    found: dict[str, list[list[str]]] = {}
+    for number in range(rounds + 1):  # the first one warms up
+        for name, shared in (("one", None), ("all", accelerator)):
+            accelerator.wait_for_everyone()
+            start = time.perf_counter()
+            if shared or accelerator.is_main_process:
+                found[name] = generator.generate(texts, keys, count, 0, accelerator=shared)
+            accelerator.wait_for_everyone()
+            if number > 0:
+                seconds[name].append(time.perf_counter() - start)
+    queries = sum(map(len, found["all"]))
+    ratios = [one / both for one, both in zip(seconds["one"], seconds["all"], strict=True)]
+    return {
+        "processes": accelerator.num_processes,
+        "queries": queries,
+        "equal": found.get("one", found["all"]) == found["all"],
+        "queries_per_second": {k: queries / statistics.median(v) for k, v in seconds.items()},
+        "all_over_one": statistics.median(ratios),
+    }
+
+
 def main() -> None:
     """Run the table."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0] if __doc__ else None)
@@ -163,6 +197,12 @@ def main() -> None:
         **{key: getattr(options, key) for key in ("shape", "updates", "count", "batch", "threads")},
         "documents": len(texts),
     }
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        result |= across_ranks(generator, texts, options.count, options.rounds)
+        if int(os.environ["RANK"]) == 0:
+            print(", ".join(f"{key} {value}" for key, value in result.items()))
+            keep(result, options.json)
+        return
     print(", ".join(f"{key} {value}" for key, value in result.items()))
     result["contestants"] = compare(generator, texts, options.count, options.batch, options.rounds)
     for name, values in result["contestants"].items():

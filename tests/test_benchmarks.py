@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import os
 from typing import Any
 
 import numpy as np
@@ -9,10 +10,11 @@ import pytest
 import torch
 from accelerate.state import AcceleratorState
 
-from benchmarks import end_to_end, learning, scaling, training
+from benchmarks import end_to_end, generation, learning, scaling, training
 from benchmarks.end_to_end import Stopwatch
 from dsi.batching import BatchShape, window_batches
 from dsi.corpus import read_corpus, read_stream
+from tests.continual.ranks import on_two_ranks
 
 TINY = ["--size", "tiny", "--rounds", "1", "--updates", "1", "--batch-size", "4"]
 TINY = [*TINY, "--documents", "40", "--side", "16"]
@@ -221,3 +223,20 @@ def test_texts_with_docids_of_their_own():
     one = training.Ours(own, training.SIZES["tiny"], 3, 2, "cpu", "no")
     assert one.sizes == [4, 3, 5]
     one.round(1)
+
+
+# --- pseudo-queries -------------------------------------------------------------------------------
+
+
+def write_on_ranks(place, *arguments):
+    result = generation.across_ranks(*arguments)
+    if os.environ["RANK"] == "0":
+        (place / "result.json").write_text(json.dumps(result))
+
+
+def test_several_processes_write_the_queries_of_one(tmp_path):
+    generator, texts = generation.material(6, 2, "default")
+    on_two_ranks(write_on_ranks, tmp_path, generator, texts, 3, 1)
+    result = json.loads((tmp_path / "result.json").read_text())
+    assert (result["processes"], result["equal"]) == (2, True)
+    assert len(texts) < result["queries"] <= 3 * len(texts)
