@@ -20,7 +20,6 @@ are compared in wall time, in turn, one thread each.
 
 import argparse
 import os
-import statistics
 import time
 from collections.abc import Callable
 from typing import Any
@@ -156,25 +155,25 @@ def across_ranks(
     """Wall-clock queries per second of the first process alone and of all, which write the same."""
     accelerator = Accelerator(cpu=generator.model.device.type == "cpu")
     keys = [document_hash(text) for text in texts]
-    seconds: dict[str, list[float]] = {"one": [], "all": []}
     found: dict[str, list[list[str]]] = {}
-    for number in range(rounds + 1):  # the first one warms up
-        for name, shared in (("one", None), ("all", accelerator)):
-            accelerator.wait_for_everyone()
-            start = time.perf_counter()
-            if shared or accelerator.is_main_process:
-                found[name] = generator.generate(texts, keys, count, 0, accelerator=shared)
-            accelerator.wait_for_everyone()
-            if number > 0:
-                seconds[name].append(time.perf_counter() - start)
+
+    def one() -> None:
+        if accelerator.is_main_process:
+            found["one"] = generator.generate(texts, keys, count, 0)
+        accelerator.wait_for_everyone()
+
+    def all_of_them() -> None:
+        found["all"] = generator.generate(texts, keys, count, 0, accelerator=accelerator)
+        accelerator.wait_for_everyone()
+
+    seconds = interleaved({"one": one, "all": all_of_them}, rounds, time.perf_counter)
     queries = sum(map(len, found["all"]))
-    ratios = [one / both for one, both in zip(seconds["one"], seconds["all"], strict=True)]
     return {
         "processes": accelerator.num_processes,
         "queries": queries,
         "equal": found.get("one", found["all"]) == found["all"],
-        "queries_per_second": {k: queries / statistics.median(v) for k, v in seconds.items()},
-        "all_over_one": statistics.median(ratios),
+        "queries_per_second": {name: queries / value for name, value in seconds.items()},
+        "all_over_one": seconds["one"] / seconds["all"],
     }
 
 

@@ -14,7 +14,7 @@ from benchmarks import end_to_end, generation, learning, scaling, training
 from benchmarks.end_to_end import Stopwatch
 from dsi.batching import BatchShape, window_batches
 from dsi.corpus import read_corpus, read_stream
-from tests.continual.ranks import on_two_ranks
+from tests.ranks import on_two_ranks
 
 TINY = ["--size", "tiny", "--rounds", "1", "--updates", "1", "--batch-size", "4"]
 TINY = [*TINY, "--documents", "40", "--side", "16"]

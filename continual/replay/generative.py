@@ -138,23 +138,11 @@ class GenerativeReplay:
         start, stop = int(stream.offsets[corpus]), int(stream.offsets[corpus + 1])
         texts = list(stream.texts(start, stop))
         ids = stream.document_ids(start, stop)
+        made = {writer: self._generate(context, writer, texts) for writer in self._writers()}
+        if not context.is_main:
+            return
         lines, quality = [], {}
-        for writer in self._writers():
-            learned = writer == "learned"
-            if not (learned or context.is_main):
-                continue  # what costs little one process does alone
-            speed: dict[str, Any] = {}
-            queries = cached_generate(
-                self._learned(context) if learned else self._lexical(context),
-                texts,
-                config.queries_per_document,
-                derive(context.seed, "pseudo-queries", writer),
-                accelerator=context.accelerator if learned else None,
-                progress=context.progress,
-                report=speed.update,
-            )
-            if not context.is_main:
-                continue
+        for writer, (queries, speed) in made.items():
             if config.round_trip:
                 queries = _filtered(queries, texts, config.round_trip)
             found = measure(queries, texts, seed=context.seed)
@@ -163,9 +151,27 @@ class GenerativeReplay:
             for number, (document, own) in enumerate(zip(ids, queries, strict=True)):
                 line = {"document": document, "number": number, "writer": writer, "queries": own}
                 lines.append(json.dumps(line, ensure_ascii=False) + "\n")
-        if context.is_main:
-            write_json(path.with_name("memory_quality.json"), quality)
-            write_text(path, "".join(lines))
+        write_json(path.with_name("memory_quality.json"), quality)
+        write_text(path, "".join(lines))
+
+    def _generate(
+        self, context: StageContext, writer: str, texts: list[str]
+    ) -> tuple[list[list[str]], dict[str, Any]]:
+        """The queries of every text and how fast they were written; the processes share the work
+        of the learned writer, and the main one does that of the lexical writer, which is little."""
+        learned, speed = writer == "learned", {}
+        if not (learned or context.is_main):
+            return [], speed
+        queries = cached_generate(
+            self._learned(context) if learned else self._lexical(context),
+            texts,
+            self.config.queries_per_document,
+            derive(context.seed, "pseudo-queries", writer),
+            accelerator=context.accelerator if learned else None,
+            progress=context.progress,
+            report=speed.update,
+        )
+        return queries, speed
 
     def _lexical(self, context: StageContext) -> LexicalQueries:
         # document frequencies of D_0 alone: what a stage writes must not depend on later corpora

@@ -9,7 +9,7 @@ import torch
 from continual import runs
 from continual.config import load_config
 from dsi.errors import UserError
-from tests.continual.ranks import on_two_ranks
+from tests.ranks import on_two_ranks
 
 
 @pytest.mark.parametrize("settings", [(), ("sharpness=sam", "training.accumulation=2")])

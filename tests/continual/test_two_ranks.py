@@ -15,7 +15,7 @@ import torch
 from continual import cli, runs, trainer
 from continual.devices import make_accelerator
 from dsi.query_generation import QueryGenerator
-from tests.continual.ranks import on_two_ranks
+from tests.ranks import on_two_ranks
 
 SETTINGS = {
     "naive": ("parameters=docid_rows",),
