@@ -140,8 +140,8 @@ class TrainingConfig:
     """touched: only rows of documents that were drawn or in the batch change, without momentum, so
     an update's cost does not grow with the documents; needs ``sampled``."""
     precision: Literal["auto", "no", "bf16"] = "auto"
-    """bf16: autocast with fp32 weights; auto: where the processor or GPU has units for it. T5
-    overflows in fp16."""
+    """bf16: autocast with fp32 weights; auto: bf16 on GPUs that have units for it, and no on every
+    processor, so that a run means the same on all of them. T5 overflows in fp16."""
     fast_dropout: bool = True
     """On a processor, decide by 8 random bits per value instead of a random float."""
     gradient_checkpointing: bool = False

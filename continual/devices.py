@@ -42,18 +42,15 @@ def make_accelerator(config: RunConfig) -> Accelerator:
 
 
 def precision(config: RunConfig, device: torch.device) -> Literal["no", "bf16"]:
-    """What ``training.precision`` means on a device: bf16 only pays where there are units for it.
+    """What ``training.precision`` means on a device.
 
-    Elsewhere it is emulated, at several times the cost of fp32.
+    ``auto`` is bf16 on GPUs with units for it and fp32 everywhere else: some processors have such
+    units, too, and a run is to give the same numbers on those and on the others.
     """
     asked = config.training.precision
     if asked != "auto":
         return asked
-    if device.type == "cuda":
-        able = torch.cuda.is_bf16_supported(including_emulation=False)
-    else:
-        units = (torch.cpu._is_avx512_bf16_supported, torch.cpu._is_amx_tile_supported)
-        able = device.type == "cpu" and any(has() for has in units)
+    able = device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)
     return "bf16" if able else "no"
 
 

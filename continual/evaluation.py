@@ -18,7 +18,6 @@ from accelerate import Accelerator
 from accelerate.utils import gather_object
 
 from continual.config import RunConfig
-from continual.devices import precision
 from continual.mixture import prompt_ids
 from continual.stream import Judged, Stream
 from dsi.decoding import Found
@@ -70,7 +69,9 @@ class Ranking:
 class Evaluator:
     """Ranks with the weights that a model has at this moment.
 
-    Never draws a random number, so training is the same bit for bit whether or not it is called.
+    In the weights' own float32, whatever ``training.precision`` is: what it finds is what
+    :class:`dsi.index.SearchIndex` finds in the same stage. Never draws a random number, so training
+    is the same bit for bit whether or not it is called.
     """
 
     def __init__(
@@ -90,7 +91,6 @@ class Evaluator:
             codes_NT,
             beams=settings.beams,
             length_penalty=settings.length_penalty,
-            dtype=torch.bfloat16 if precision(config, accelerator.device) == "bf16" else None,
             version=stage,
         )
 

@@ -27,15 +27,16 @@ def rank_rows(
 ) -> tuple[Tensor, Tensor]:
     """The k best rows per query by inner product: log-probabilities and row numbers (B, K).
 
-    Rows are scored ``chunk`` at a time, so the score matrix never is N wide. Equal scores are
-    ordered by row number; with fewer than k (at least 1) rows, all of them. ``among``: bool (N,),
+    Rows are scored ``chunk`` at a time, so the score matrix never is N wide; in float32, whatever
+    the states and rows are in. Equal scores are ordered by row number; with fewer than k (at least 1) rows, all of them. ``among``: bool (N,),
     the rows that may be found; the others still count in the probabilities.
     """
     count = len(rows_ND)
     k = min(k, count if among is None else int(among.sum()))
+    hidden_BD = hidden_BD.to(torch.promote_types(hidden_BD.dtype, torch.float32))
     scores, numbers, total = [], [], []
     for start in range(0, count, chunk):
-        part = (hidden_BD @ rows_ND[start : start + chunk].T).float()
+        part = (hidden_BD @ rows_ND[start : start + chunk].to(hidden_BD.dtype).T).float()
         total.append(part.logsumexp(1))
         if among is not None:
             part = part.masked_fill(~among[start : start + chunk], -torch.inf)

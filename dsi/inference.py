@@ -57,13 +57,15 @@ class Source:
 class Inference:
     """A DSIModel's weights, fused for search. A copy: make a new one when the model has changed.
 
-    ``dtype``: of weights and activations (bfloat16 on devices with such units); the scores and what
-    they are made of (norms, softmax over codes) stay float32.
+    ``dtype``: of weights and activations (bfloat16 on devices with such units). Scores are float32
+    whatever it is: the last norm, the docid rows and their products with the states are never
+    narrower, since with the 8 bits of a bfloat16 score many documents would tie.
     """
 
     def __init__(self, model: "DSIModel | StoredModel", dtype: torch.dtype | None = None):
         config = model.config
         self.dtype = dtype or model.docids.rows.dtype
+        wide = torch.promote_types(self.dtype, torch.float32)
         self.device = model.docids.rows.device
         self.heads, self.head_width = config.num_heads, config.d_kv
         self.epsilon = config.layer_norm_epsilon
@@ -76,11 +78,11 @@ class Inference:
             self.encoder = [self._layer(block, False) for block in encoder.block]
             self.decoder = [self._layer(block, True) for block in decoder.block]
             self.encoder_norm = self._cast(encoder.final_layer_norm.weight)
-            self.decoder_norm = self._cast(decoder.final_layer_norm.weight)
+            self.decoder_norm = decoder.final_layer_norm.weight.detach().to(wide)
             self.start = self._cast(model.docids.start)
-            self.rows = self._cast(model.docids.rows)
+            self.rows = model.docids.rows.detach().to(wide)
             several = len(self.code_sizes) > 1
-            self.inputs = self._cast(model.docids.inputs) if several else self.rows[:0]
+            self.inputs = self._cast(model.docids.inputs) if several else self.start[:0]
         self._encoder_bias = encoder.block[0].layer[0].SelfAttention
         self._decoder_bias = decoder.block[0].layer[0].SelfAttention
 
@@ -150,7 +152,10 @@ class Inference:
 
     @torch.no_grad()
     def step(self, codes_BK: Tensor | None, source: Source, past: "Past") -> Tensor:
-        """Decoder states (B, K, D) after one more code of every beam; None: before the first."""
+        """Decoder states (B, K, D) after one more code of every beam; None: before the first.
+
+        They are float32 at least, ready to be scored.
+        """
         position, batch = past.position, len(source.states)
         if codes_BK is None:
             hidden = self.start.expand(batch, 1, -1)
@@ -176,7 +181,7 @@ class Inference:
             mixed = mixed.transpose(1, 2).reshape(batch, width, -1)
             hidden = hidden + _project(mixed, layer.cross_o)
             hidden = hidden + self._feed(hidden, layer)
-        return _norm(hidden, self.decoder_norm, self.epsilon)
+        return _norm(hidden.to(self.decoder_norm.dtype), self.decoder_norm, self.epsilon)
 
     def logits(self, hidden: Tensor, position: int) -> Tensor:
         """Scores (..., C) over the codes of a position."""

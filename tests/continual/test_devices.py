@@ -59,14 +59,14 @@ def test_a_rule_that_remembers_has_no_local_form(lab):
 
 
 @pytest.mark.parametrize("units", [True, False])
-def test_half_precision_is_the_default_where_there_are_units_for_it(lab, monkeypatch, units):
+def test_half_precision_is_the_default_on_gpus_with_units_for_it_alone(lab, monkeypatch, units):
     monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: units)
     monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: False)
-    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation: not units)
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation: units)
     cpu, cuda = torch.device("cpu"), torch.device("cuda")
     auto = lab.config("training.precision=auto")
-    assert precision(auto, cpu) == ("bf16" if units else "no")
-    assert precision(auto, cuda) == ("no" if units else "bf16")
+    assert precision(auto, cpu) == "no"
+    assert precision(auto, cuda) == ("bf16" if units else "no")
     assert precision(auto, torch.device("mps")) == "no"
     for asked in ("no", "bf16"):
         assert precision(lab.config(f"training.precision={asked}"), cpu) == asked

@@ -7,15 +7,16 @@ import numpy as np
 import pytest
 import torch
 
-from continual import performance
+from continual import performance, runs
 from continual.evaluation import METRICS, Evaluator
 from continual.run_directory import stage_folder
 from continual.setup import prepare
 from dsi.decoding import Found
+from dsi.index import SearchIndex
 from dsi.model import DSIModel, from_scratch
 from dsi.ranking import Ranker
 from dsi.tokenization import Tokens
-from dsi.trec import write_qrels
+from dsi.trec import read_run, write_qrels
 
 STAGE = 2
 NO_PROMPT = np.zeros(0, np.int32)
@@ -129,6 +130,25 @@ def test_it_recomputes_what_the_run_wrote(lab, model, row):
         assert result.metrics == {metric: written[metric][STAGE][o] for metric in METRICS}
         assert np.all(np.diff(result.scores_QK, axis=1) <= 0)
         assert np.all(result.scores_QK <= 0)  # log-probabilities
+
+
+@pytest.mark.parametrize("docids", ["atomic", "naive"])
+@pytest.mark.parametrize("precision", ["no", "bf16"])
+def test_search_evaluation_and_runs_of_a_stage_agree(lab, precision, docids):
+    run = lab.kept(f"training.precision={precision}", f"docids={docids}")
+    index, matrix = SearchIndex.load(run), lab.matrix(run)
+    for o in range(STAGE + 1):
+        written = read_run(stage_folder(run, STAGE) / f"run.D{o}.trec")
+        texts = {line["query"]: line["text"] for line in lab.per_query(run, STAGE)}
+        found = index.search([texts[query] for query in written.query_ids], 10)
+        for results, ids, scores in zip(found, written.document_ids, written.scores, strict=True):
+            assert [result.document_id for result in results] == ids
+            assert [result.score for result in results] == pytest.approx(scores, rel=1e-4)
+    lines = lab.call(runs.evaluate, run)
+    shown = [[float(cell) for cell in line.split()[1:]] for line in lines[1 : STAGE + 2]]
+    for o, cells in enumerate(shown):
+        whole = [100 * matrix["metrics"][metric][STAGE][o] for metric in METRICS]
+        assert cells == pytest.approx(whole, abs=0.006)
 
 
 def test_scores_are_log_probabilities_over_all_documents(model, stream, row):
