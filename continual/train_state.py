@@ -65,6 +65,7 @@ def from_checkpoint(
     model: Any = DSIModel(DSIConfig.from_dict(values["model"]))
     weights = found.tensors["model"]
     weights["decoder.embed_tokens.weight"] = weights["encoder.embed_tokens.weight"]
+    model.to(weights["docids.rows"].dtype)  # of the run, which need not be PyTorch's default
     model.load_state_dict(weights)
     model.to(device)
     select(model)

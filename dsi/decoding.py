@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
+from dsi.docid_loss import at_least_float32
 from dsi.inference import Inference, Source
 from dsi.trie import Trie
 
@@ -28,12 +29,13 @@ def rank_rows(
     """The k best rows per query by inner product: log-probabilities and row numbers (B, K).
 
     Rows are scored ``chunk`` at a time, so the score matrix never is N wide; in float32, whatever
-    the states and rows are in. Equal scores are ordered by row number; with fewer than k (at least 1) rows, all of them. ``among``: bool (N,),
-    the rows that may be found; the others still count in the probabilities.
+    the states and rows are in. Equal scores are ordered by row number; with fewer than k (at least
+    1) rows, all of them. ``among``: bool (N,), the rows that may be found; the others still count
+    in the probabilities.
     """
     count = len(rows_ND)
     k = min(k, count if among is None else int(among.sum()))
-    hidden_BD = hidden_BD.to(torch.promote_types(hidden_BD.dtype, torch.float32))
+    hidden_BD = hidden_BD.to(at_least_float32(hidden_BD))
     scores, numbers, total = [], [], []
     for start in range(0, count, chunk):
         part = (hidden_BD @ rows_ND[start : start + chunk].to(hidden_BD.dtype).T).float()

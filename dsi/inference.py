@@ -17,6 +17,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from dsi.docid_loss import at_least_float32
+
 if TYPE_CHECKING:
     from dsi.model import DSIModel
     from dsi.stored import StoredModel
@@ -65,7 +67,7 @@ class Inference:
     def __init__(self, model: "DSIModel | StoredModel", dtype: torch.dtype | None = None):
         config = model.config
         self.dtype = dtype or model.docids.rows.dtype
-        wide = torch.promote_types(self.dtype, torch.float32)
+        wide = at_least_float32(model.docids.rows)
         self.device = model.docids.rows.device
         self.heads, self.head_width = config.num_heads, config.d_kv
         self.epsilon = config.layer_norm_epsilon

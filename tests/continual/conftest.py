@@ -2,7 +2,8 @@
 
 import io
 import json
-from contextlib import redirect_stdout
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext, redirect_stdout
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,7 @@ from accelerate import Accelerator
 from accelerate.state import AcceleratorState
 from safetensors.torch import load_file
 
-from continual import runs
+from continual import runs, trainer
 from continual.config import RunConfig, load_config
 from dsi.corpus import write_corpus
 
@@ -84,10 +85,24 @@ def write_stream(folder: Path, sizes: tuple[int, ...] = SIZES, first: int = 0) -
     return write_corpus(folder, documents, queries, qrels, streams)
 
 
+@contextmanager
+def in_double() -> Iterator[None]:
+    """Runs train float64 weights, so that sums in another order differ by 1e-16 and not by 1e-7.
+
+    AdamW divides by the gradient's own size: where that is nearly zero it is all rounding, and the
+    weight takes whole steps of it, on one processor this weight and on another that.
+    """
+    make = trainer.make_model
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(trainer, "make_model", lambda *a, **k: make(*a, **k).double())
+        yield
+
+
 class Lab:
     """Makes configurations and runs; runs asked for twice are made once."""
 
     marker = staticmethod(marker)
+    in_double = staticmethod(in_double)
     write_stream = staticmethod(write_stream)
     sizes = SIZES
     small = SMALL
@@ -111,11 +126,13 @@ class Lab:
         """A run of its own, without figures."""
         return self.call(runs.train, self.config(*settings, output=output), **options)
 
-    def kept(self, *settings: str) -> Path:
-        """A finished run that is shared by tests: not to be changed."""
-        if settings not in self._kept:
-            self._kept[settings] = self.train(*settings)
-        return self._kept[settings]
+    def kept(self, *settings: str, double: bool = False) -> Path:
+        """A finished run that is shared by tests: not to be changed. See :func:`in_double`."""
+        key = (*settings, "double") if double else settings
+        if key not in self._kept:
+            with in_double() if double else nullcontext():
+                self._kept[key] = self.train(*settings)
+        return self._kept[key]
 
     def train_quietly(self, output: Path, *settings: str) -> None:
         """A run in a process of a launcher, which has made its state."""

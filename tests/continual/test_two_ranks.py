@@ -36,13 +36,12 @@ SETTINGS = {
         "docids.codes=4",
         "docids.embedding.source=model",
         "docids.embedding.updates=4",
-        "training.learning_rate=0.003",  # Adam blows rounding up where gradients nearly vanish
     ),
 }
 
 
-def equal(lab, one, other):
-    """The same results but for rounding in sums over ranks."""
+def equal(lab, one, other, tolerance=1e-9):
+    """The same results but for rounding in sums over ranks, of float64 numbers."""
     assert lab.matrix(one) == lab.matrix(other)
     for stage in range(3):
         ours, theirs = lab.per_query(one, stage), lab.per_query(other, stage)
@@ -50,7 +49,7 @@ def equal(lab, one, other):
             assert {**a, "top": a["top"][:3]} == {**b, "top": b["top"][:3]}
         weights = lab.weights(other, stage)
         for name, value in lab.weights(one, stage).items():
-            torch.testing.assert_close(value, weights[name], rtol=1e-4, atol=1e-4)
+            torch.testing.assert_close(value, weights[name], rtol=tolerance, atol=tolerance)
     assert json.loads((other / "environment.json").read_text())["world_size"] == 2
 
 
@@ -58,8 +57,9 @@ def equal(lab, one, other):
 def test_two_ranks_are_one(lab, tmp_path, settings):
     # 30 documents and 32 queries in batches of 7: both ranks, and the last batches are odd
     chosen = (*SETTINGS[settings], "evaluation.batch_size=7")
-    one = lab.kept(*chosen)
-    on_two_ranks(lab.train_quietly, tmp_path, *chosen)
+    one = lab.kept(*chosen, double=True)
+    with lab.in_double():
+        on_two_ranks(lab.train_quietly, tmp_path, *chosen)
     equal(lab, one, tmp_path / "run")
 
 
@@ -80,9 +80,10 @@ def train_and_note(lab, place, *chosen):
 def test_two_ranks_share_the_writing_of_queries(lab, tmp_path, monkeypatch):
     chosen = ("replay=generative", "replay.memory=both", "replay.ratio=1", "replay.first_stage=0.5")
     chosen += ("replay.queries_per_document=2", "replay.generator.updates=4")
-    one, other = lab.kept(*chosen), tmp_path / "run"
+    one, other = lab.kept(*chosen, double=True), tmp_path / "run"
     monkeypatch.setenv("DSI_CACHE", str(tmp_path / "cache"))  # where nothing is written yet
-    on_two_ranks(train_and_note, lab, tmp_path, *chosen)
+    with lab.in_double():
+        on_two_ranks(train_and_note, lab, tmp_path, *chosen)
     assert all(int((tmp_path / f"documents-{rank}").read_text()) >= 10 for rank in (0, 1))
     for stage in range(3):
         name = f"stages/{stage:02d}/pseudo_queries.jsonl"
@@ -173,7 +174,7 @@ def test_launchers(lab, tmp_path, repository, launcher):
     assert done.returncode == 0, done.stderr[-2000:]
     kept, run = lab.kept("evaluation.batch_size=7"), tmp_path / "run"
     if "torch.distributed.run" in launcher:
-        equal(lab, kept, run)
+        equal(lab, kept, run, tolerance=1e-2)  # float32, blown up by AdamW
     else:
         assert lab.results(run) == lab.results(kept)
     assert f"run directory: {run}" in done.stdout
