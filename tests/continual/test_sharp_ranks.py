@@ -21,14 +21,15 @@ TRAINING = TrainingConfig(learning_rate=1e-3, warmup=0)
 RULES = {"sam": {"rho": 0.1}, "asam": {"rho": 0.5}, "gsam": {"rho": 0.1}}
 SHARDED = ("sam", "asam", "gsam", "functional", "micro")
 OTHERS = ("functional", "look", "friendly", "efficient", "micro", "tram", "decoder_only", "gam")
-UPDATES = 20
+UPDATES = 5
+SAME = 1e-10  # in float64: in float32 AdamW blows rounding up
 
 
 def small():
     sizes = dict(d_model=8, d_kv=4, d_ff=16, num_layers=2, num_decoder_layers=1, num_heads=2)
     return from_scratch(
         3, vocab_size=30, dropout_rate=0.0, code_sizes=[12], embedding_std=0.5, **sizes
-    )
+    ).double()
 
 
 def batch(update, size=8) -> Batch:
@@ -83,7 +84,7 @@ def cases():
         yield f"local-{name}-m", dict(name=name, sync="local", m=2)
         yield f"local-{name}-sgd", dict(name=name, sync="local", sgd=True, updates=1)
     for name in OTHERS:
-        yield f"ddp-{name}", dict(name=name, updates=6)
+        yield f"ddp-{name}", dict(name=name)
     for name in SHARDED:
         yield f"fsdp-{name}", dict(name=name, sharded=True)
     yield "fsdp-sam-micro", dict(name="sam", sharded=True, micro_batches=2)
@@ -118,11 +119,10 @@ def test_ranks_stay_the_same_bit_for_bit(ranks):
 
 @pytest.mark.parametrize("name", [*RULES, *OTHERS])
 def test_a_global_step_is_that_of_one_big_batch(name, ranks, accelerator):
-    updates = 6 if name in OTHERS else UPDATES
-    alone = train(name, accelerator, updates=updates)
-    assert furthest(alone, ranks[f"ddp-{name}"][0]) < 2e-4
+    alone = train(name, accelerator)
+    assert furthest(alone, ranks[f"ddp-{name}"][0]) < SAME
     if name in RULES:
-        assert furthest(alone, ranks[f"ddp-{name}-micro"][0]) < 2e-4
+        assert furthest(alone, ranks[f"ddp-{name}-micro"][0]) < SAME
         # and it matters: plain training ends elsewhere
         assert furthest(alone, train("sam", accelerator, rho=1e-9)) > 1e-3
 
@@ -130,9 +130,9 @@ def test_a_global_step_is_that_of_one_big_batch(name, ranks, accelerator):
 @pytest.mark.parametrize("name", SHARDED)
 def test_a_sharded_step_is_that_of_one_big_batch(name, ranks, accelerator):
     alone = train(name, accelerator)
-    assert furthest(alone, ranks[f"fsdp-{name}"][0]) < 2e-4
+    assert furthest(alone, ranks[f"fsdp-{name}"][0]) < SAME
     if name == "sam":
-        assert furthest(alone, ranks["fsdp-sam-micro"][0]) < 2e-4
+        assert furthest(alone, ranks["fsdp-sam-micro"][0]) < SAME
 
 
 @pytest.mark.parametrize("name", RULES)
@@ -147,11 +147,11 @@ def test_a_local_step_averages_the_ranks_own(name, ranks, accelerator):
     mean = {key: (gradients[0][key] + gradients[1][key]) / 2 for key in start}
     size = torch.stack([value.norm() for value in mean.values()]).norm()
     for key, value in mean.items():
-        expected[key] -= 0.1 * value * min(1.0, 1.0 / float(size))
-    assert furthest(expected, ranks[f"local-{name}-sgd"][0]) < 1e-5
+        expected[key] -= 0.1 * value * min(1.0, 1.0 / (float(size) + 1e-6))  # as torch clips
+    assert furthest(expected, ranks[f"local-{name}-sgd"][0]) < SAME
     # with a number of examples per perturbation, the number of ranks does not matter
     alone = train(name, accelerator, sync="local", m=2)
-    assert furthest(alone, ranks[f"local-{name}-m"][0]) < 2e-4
+    assert furthest(alone, ranks[f"local-{name}-m"][0]) < SAME
     assert furthest(alone, ranks[f"local-{name}"][0]) > 1e-4
 
 
