@@ -98,6 +98,13 @@ def test_going_on_is_never_having_stopped(lab, tmp_path, where):
     assert json.loads((run / "environment.json").read_text())["end"] is not None
 
 
+def test_going_on_in_bfloat16_is_never_having_stopped(lab, tmp_path):
+    settings = (*SETTINGS, "training.precision=bf16")
+    run = interrupt(lab, tmp_path, *WHERE["within stage 1"], settings=settings)
+    resume(lab, run)
+    assert lab.results(run) == lab.results(lab.kept(*settings))
+
+
 @pytest.mark.slow
 def test_stopping_twice_and_with_frozen_parameters(lab, tmp_path):
     settings = ("checkpoint.every=3", "parameters=docid_rows", "training.restart=true")

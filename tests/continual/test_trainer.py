@@ -33,7 +33,12 @@ def same_weights(lab, one, other, stages=range(3)):
     )
 
 
-@pytest.mark.parametrize("settings", [(), EVERYTHING], ids=["plain", "everything"])
+BF16 = ("training.precision=bf16",)  # in software where the processor has no units for it
+
+
+@pytest.mark.parametrize(
+    "settings", [(), EVERYTHING, (*EVERYTHING, *BF16)], ids=["plain", "everything", "bf16"]
+)
 def test_the_same_configuration_gives_the_same_bytes(lab, settings):
     again = lab.train(*settings)
     assert lab.results(again) == lab.results(lab.kept(*settings))

@@ -9,6 +9,7 @@ import sys
 from contextlib import redirect_stdout
 from datetime import timedelta
 
+import numpy as np
 import pytest
 import torch
 
@@ -61,6 +62,19 @@ def test_two_ranks_are_one(lab, tmp_path, settings):
     with lab.in_double():
         on_two_ranks(lab.train_quietly, tmp_path, *chosen)
     equal(lab, one, tmp_path / "run")
+
+
+def test_two_ranks_in_bfloat16_learn_as_one(lab, tmp_path):
+    chosen = ("training.precision=bf16",)
+    on_two_ranks(lab.train_quietly, tmp_path, *chosen)
+    one, other, single = (
+        np.array([event["loss"] for event in lab.metrics(run) if "loss" in event])
+        for run in (lab.kept(*chosen), tmp_path / "run", lab.kept())
+    )
+    # products have three digits, and AdamW makes more of it with every update
+    np.testing.assert_allclose(one[:2], other[:2], rtol=5e-3)
+    np.testing.assert_allclose(one, other, rtol=0.1)
+    assert not np.array_equal(one, single)
 
 
 def train_and_note(lab, place, *chosen):

@@ -1,6 +1,7 @@
 """One way in for every kind of docid."""
 
 import numpy as np
+import pytest
 import torch
 
 from dsi.model import from_scratch
@@ -34,6 +35,19 @@ def test_atomic_and_string_docids_of_one_code_agree():
     one, other = plain.rank(IDS, MASK, 6), strings.rank(IDS, MASK, 6)
     assert np.array_equal(shuffled[other.documents.numpy()], one.documents.numpy())
     torch.testing.assert_close(one.scores, other.scores)
+
+
+@pytest.mark.parametrize("codes_NT", [np.arange(6)[:, None], CODES], ids=["atomic", "string"])
+def test_narrow_weights_give_wide_scores(codes_NT):
+    ours = model([6] if codes_NT.shape[1] == 1 else [3, 3])
+    wide = Ranker(ours, codes_NT).rank(IDS, MASK, 6)
+    found = Ranker(ours, codes_NT, dtype=torch.bfloat16).rank(IDS, MASK, 6)
+    assert found.scores.dtype == torch.float32
+    # no score is a bfloat16 that was cast afterwards: those would be their own rounding
+    assert not torch.isin(found.scores, found.scores.bfloat16().float()).any()
+    order = found.documents.sort(1).indices
+    expected = wide.scores.gather(1, wide.documents.sort(1).indices)
+    torch.testing.assert_close(found.scores.gather(1, order), expected, atol=0.05, rtol=0.05)
 
 
 def test_the_beam_is_never_narrower_than_the_results():
