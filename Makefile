@@ -1,6 +1,7 @@
 # make demo    install, train on the embedded corpus, print the performance matrix
 # make test    install with the development tools, then every check that CI runs
 # make lint, types, tests, notebook, wheel    one of these checks
+# make test-matrix    the tests under Python 3.11 to 3.13, with the lowest and the newest versions
 # make format  let ruff rewrite what it can
 # make clean   remove the environment and the caches; runs/ stays
 PYTHON ?= python3
@@ -11,7 +12,7 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check -qq install -c constrain
 
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
-.PHONY: help demo test lint format types tests notebook wheel clean
+.PHONY: help demo test test-matrix lint format types tests notebook wheel clean
 
 help:
 	@sed -n 's/^# \(make .*\)/\1/p' Makefile
@@ -45,6 +46,10 @@ demo: $(VENV)/.installed
 test: lint types tests notebook wheel
 	@echo "== all checks passed"
 
+# Environments of its own, some GB each; MATRIX="3.11-lowest 3.13-newest" chooses among the six.
+test-matrix:
+	@.ci/test-matrix $(MATRIX)
+
 lint: $(VENV)/.installed-dev
 	@echo "== lint"
 	@$(BIN)/ruff check .
@@ -74,4 +79,4 @@ wheel: $(VENV)/.installed-dev
 	@$(BIN)/pytest --quiet tests/test_wheel.py
 
 clean:
-	rm -rf $(VENV) build dist *.egg-info .coverage .pytest_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) .venv-matrix build dist *.egg-info .coverage .pytest_cache .ruff_cache .hypothesis
