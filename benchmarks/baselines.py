@@ -9,6 +9,7 @@ In the vocabulary of a decoder, code c of position t is the token ``offsets[t] +
 Shape legend: B queries, L source length, K beams, R = B x K, N documents, T docid length, V tokens.
 """
 
+import inspect
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -29,6 +30,10 @@ from dsi.trie import Trie
 
 IMPOSSIBLE = -1e9  # generate's own number for "never"; exp of it is 0
 UNREAL = -1e8  # beams below it are generate's fillers: it always holds K, however few there are
+
+# the keys and values of earlier steps: their name in newer releases of transformers, and in older
+_names = inspect.signature(T5ForConditionalGeneration.forward).parameters
+CACHE = "cache" if "cache" in _names else "past_key_values"
 
 AllowedTokens = Callable[[int, Tensor], list[int]]
 
@@ -51,10 +56,11 @@ class DocidT5(T5ForConditionalGeneration):
         self.lm_head = nn.Linear(config.d_model, tokens, bias=False)
         self.register_buffer("allowed_TV", allowed_TV, persistent=False)
 
-    def forward(self, *args: Any, past_key_values: Any = None, **kwargs: Any) -> Any:
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
         """As the base class, with the other positions' tokens at -1e9."""
-        past = 0 if past_key_values is None else int(past_key_values.get_seq_length())
-        output: Any = super().forward(*args, past_key_values=past_key_values, **kwargs)
+        cache = kwargs.get(CACHE)
+        past = 0 if cache is None else int(cache.get_seq_length())
+        output: Any = super().forward(*args, **kwargs)
         steps = torch.arange(past, past + output.logits.shape[1], device=output.logits.device)
         allowed = self.allowed_TV[steps.clamp(max=len(self.allowed_TV) - 1)]
         output.logits = output.logits.masked_fill(~allowed, IMPOSSIBLE)
@@ -81,6 +87,7 @@ def equivalent_t5(model: DSIModel) -> tuple[DocidT5, list[int]]:
     values.update(pad_token_id=end, decoder_start_token_id=end)
     with torch.random.fork_rng(devices=[]):  # the weights drawn here are all replaced
         theirs = DocidT5(T5Config(**values), end + 1, allowed_TV)
+    theirs.config.vocab_size = end + 1  # older releases take the width of the scores from it
     with torch.no_grad():
         theirs.encoder.load_state_dict(model.encoder.state_dict())
         stack = model.decoder.state_dict()

@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 from torch import nn
 
 from benchmarks.baselines import (
+    CACHE,
     Constraint,
     CsrProcessor,
     DictTrie,
@@ -118,8 +119,8 @@ def test_positions_go_on_with_the_cache():
     whole = theirs(**options, decoder_input_ids=read).logits
     cache, parts = None, []
     for token in read.split(1, dim=1):
-        output = theirs(**options, decoder_input_ids=token, past_key_values=cache, use_cache=True)
-        cache = output.past_key_values
+        output = theirs(**options, decoder_input_ids=token, use_cache=True, **{CACHE: cache})
+        cache = output[CACHE]
         parts.append(output.logits)
     torch.testing.assert_close(torch.cat(parts, 1), whole, atol=1e-5, rtol=1e-5)
 
