@@ -279,7 +279,8 @@ class DSIModel(PreTrainedModel):
         hidden = self.decoder(
             input_ids=shifted, encoder_hidden_states=states, encoder_attention_mask=mask
         ).last_hidden_state
-        logits = self.text_logits(hidden).float()
+        logits = self.text_logits(hidden)
+        logits = logits.to(at_least_float32(logits))
         losses = nn.functional.cross_entropy(
             logits.transpose(1, 2),
             labels,

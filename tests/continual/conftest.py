@@ -2,6 +2,7 @@
 
 import io
 import json
+from collections.abc import Iterator
 from contextlib import redirect_stdout
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,7 @@ from safetensors.torch import load_file
 from continual import runs
 from continual.config import RunConfig, load_config
 from dsi.corpus import write_corpus
+from dsi.model import DSIConfig, DSIModel
 
 SIZES = (18, 6, 6)
 NUMBERS = ("zero", "one", "two", "three")
@@ -172,6 +174,20 @@ def accelerator() -> Accelerator:
     """A fresh single-process Accelerator."""
     AcceleratorState._reset_state(True)
     return Accelerator()
+
+
+@pytest.fixture
+def float64_models() -> Iterator[None]:
+    """Models have float64 weights; with training.precision=no they are trained in float64."""
+    make: Any = DSIModel.__init__
+
+    def initialise(self: DSIModel, config: DSIConfig) -> None:
+        make(self, config)
+        self.double()
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(DSIModel, "__init__", initialise)
+        yield
 
 
 @pytest.fixture(scope="session")
