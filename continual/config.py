@@ -119,9 +119,11 @@ class TrainingConfig:
     later_learning_rate: float | None = None
     """Peak rate of stages n > 0; null: the same."""
     schedule: Literal["linear", "cosine", "constant", "inverse_sqrt"] = "linear"
-    """Decay after the warm-up, restarted at every stage."""
+    """Decay after the warm-up, restarted at every stage; inverse_sqrt: by sqrt(warm-up / update),
+    however long the stage is (T5's pretraining, where the warm-up is constant)."""
     warmup: float = 0.1
-    """Updates of linear warm-up per stage: below 1 a share of the stage, else a count."""
+    """Updates of linear warm-up per stage: below 1 a share of the stage, else a count. Under
+    inverse_sqrt at least one update: it decides how fast the rate falls."""
     weight_decay: float = 0.01
     clip: float = 1.0
     """Largest norm of an update's gradient; 0: no clipping."""

@@ -105,13 +105,21 @@ def check(config: "RunConfig") -> None:
         training.batch_size % training.accumulation == 0,
         "training.accumulation: must divide training.batch_size",
     )
+    stages = [n for n in (training.updates, training.updates_per_stage) if n]
+    warmup = training.warmup if training.warmup >= 1 else training.warmup * min(stages, default=1)
+    _require(
+        training.schedule != "inverse_sqrt" or warmup >= 1 or not stages,
+        "training.warmup: under schedule: inverse_sqrt the rate is the peak times sqrt(warm-up / "
+        f"update), which after {warmup:g} updates of warm-up falls at once; set a tenth of the "
+        "updates (0.1), or at least 1",
+    )
     _require(evaluation.depth >= 10, "evaluation.depth: at least 10, Hits@10 needs them")
     _require(evaluation.beams >= evaluation.depth, "evaluation.beams: at least evaluation.depth")
     _require(math.isfinite(evaluation.length_penalty), "evaluation.length_penalty: must be finite")
     embedding = getattr(config.docids.settings, "embedding", None)
-    warmup = embedding.updates if embedding and embedding.source == "model" else 0
+    first = embedding.updates if embedding and embedding.source == "model" else 0
     _require(
-        warmup == 0 or (warmup < training.updates and training.stages == "all"),
+        first == 0 or (first < training.updates and training.stages == "all"),
         "docids.embedding.updates: must be below training.updates, and stage 0 must be trained; "
         "or choose docids.embedding.source: tfidf",
     )

@@ -97,14 +97,16 @@ class Evaluator:
     def documents_found(self, stage: int) -> np.ndarray:
         """Whether each document of U_n decodes to its own docid from its first tokens: bool (N,).
 
-        Greedy search: the one docid that the model writes.
+        Greedy search: the one docid that the model writes, without the length penalty, which
+        would choose between the docid where it ends and a longer one.
         """
         count, tokens = self.stream.count(stage), self.stream.tokens
         starts = tokens.offsets[:count]
         lengths = np.minimum(tokens.lengths[:count], self.config.evaluation.document_length)
         heads = gather(tokens, starts, lengths)
         prompt = prompt_ids(self.stream.tokenizer, self.config.prompts.indexing)
-        best = self.rank(heads, prompt, partial(self.ranker.rank, k=1, beams=1))
+        greedy = partial(self.ranker.rank, k=1, beams=1, length_penalty=0.0)
+        best = self.rank(heads, prompt, greedy)
         return best.numbers_QK[:, 0] == np.arange(count)
 
     def evaluate(

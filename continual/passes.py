@@ -15,8 +15,8 @@ from dsi.seeding import derive
 
 @dataclass(frozen=True)
 class Part:
-    """A piece of an update: ``index`` and ``group`` decide its dropout, ``factor`` scales its
-    loss."""
+    """A piece of an update: ``index`` (among those of all ranks) and ``group`` decide its dropout,
+    ``factor`` scales its loss."""
 
     batch: Batch
     index: int
@@ -37,8 +37,8 @@ class Result:
 class Passes:
     """The passes of one update on this rank.
 
-    Every pass over a part draws the same dropout, which depends on ``seed``, the rank and the part,
-    so nothing that ran before (an evaluation, say) can change it.
+    Every pass over a part draws the same dropout, which depends on ``seed`` and the part: not on
+    what ran before (an evaluation, say), and not on the rank that has the part.
     """
 
     def __init__(
@@ -144,11 +144,8 @@ class Passes:
 
     def reseed(self, part: Part, decoder: bool = False) -> None:
         """The dropout of a part; ``decoder``: of its decoder alone."""
-        torch.manual_seed(
-            derive(
-                self.seed, self.accelerator.process_index, part.index, part.group, *([1] * decoder)
-            )
-        )
+        # 0 is where the rank was: one process draws what it always has, and several draw the same
+        torch.manual_seed(derive(self.seed, 0, part.index, part.group, *([1] * decoder)))
 
     def reduce(self, value: Tensor) -> Tensor:
         """The sum over the ranks."""

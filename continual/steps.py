@@ -103,9 +103,11 @@ def take_step(
 
 
 def cut(batch: Batch, accelerator: Accelerator, micro_batches: int) -> list[Part]:
-    """The micro-batches of this rank."""
-    rank, world = accelerator.process_index, accelerator.num_processes
-    return _pieces(batch, rank * micro_batches, micro_batches, world * micro_batches)
+    """The micro-batches of this rank, numbered among those of all: N ranks do what one does with N
+    times as many."""
+    first = accelerator.process_index * micro_batches
+    every = accelerator.num_processes * micro_batches
+    return _pieces(batch, first, micro_batches, every, first)
 
 
 class Descent:
@@ -140,11 +142,12 @@ class Descent:
         total: Found | None = None
         for i in range(shards):
             # strided like micro-batches, so that every shard has texts of all lengths
-            whole = batch.part(self.accelerator.process_index * shards + i, world * shards)
-            parts = _pieces(whole, 0, pieces, pieces, i * pieces)
+            shard = self.accelerator.process_index * shards + i
+            whole = batch.part(shard, world * shards)
+            parts = _pieces(whole, 0, pieces, pieces, shard * pieces)
             ascent = self._some(whole)
             number = min(pieces, len(ascent.documents))
-            few = _pieces(ascent, 0, number, number, i * pieces)
+            few = _pieces(ascent, 0, number, number, shard * pieces)
             fresh = Step([], [], update=step.update, rate=step.rate, seed=step.seed)
             found = self.shard(parts, whole.targets(), few, ascent.targets(), fresh)
             found = _weighted(found, whole.targets() / batch.targets())

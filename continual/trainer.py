@@ -404,6 +404,7 @@ class Trainer:
         elif stage > 0:
             generator = torch.Generator().manual_seed(derive(config.seed, "new rows", stage))
             moved = model.grow(self.docids.scheme.code_sizes, generator)
+        model.zero_grad()  # what is frozen now would keep its last gradient, and clipping count it
         self.parameters.select(model, stage)
         optimizer = make_optimizer(model, config.training)
         if not config.training.reset_optimizer:

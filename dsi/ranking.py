@@ -73,19 +73,21 @@ class Ranker:
         k: int,
         beams: int | None = None,
         source: Source | None = None,
+        length_penalty: float | None = None,
     ) -> Found:
         """The k best documents of each query (B, L); fewer columns when there are fewer documents.
 
-        ``beams``: the width of this search instead of the ranker's own. ``source``: the same
-        queries, encoded by :attr:`inference` for several searches.
+        ``beams``, ``length_penalty``: of this search instead of the ranker's own. ``source``: the
+        same queries, encoded by :attr:`inference` for several searches.
         """
         if self.trie is None:
             hidden = self.inference.query_states(input_ids, attention_mask, source)
             scores, numbers = rank_rows(hidden, self.inference.rows, k, among=self._among)
             return Found(numbers, scores)
         width = max(k, self.beams if beams is None else beams)
+        penalty = self.length_penalty if length_penalty is None else length_penalty
         found = beam_search(
-            self.inference, self.trie, input_ids, attention_mask, width, self.length_penalty, source
+            self.inference, self.trie, input_ids, attention_mask, width, penalty, source
         )
         return Found(found.documents[:, :k], found.scores[:, :k])
 

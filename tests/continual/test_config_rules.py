@@ -9,12 +9,15 @@ from continual.config_rules import check
 from dsi.errors import UserError
 
 SEMANTIC = ("docids=semantic", "docids.embedding.source=model", "training.updates=100")
+ROOT = ("training.schedule=inverse_sqrt", "training.updates=400", "training.updates_per_stage=300")
 
 
 @pytest.mark.parametrize(
     ("settings", "start"),
     [
         (("evaluation.depth=20",), "evaluation.beams: at least evaluation.depth"),
+        ((*ROOT, "training.warmup=0"), "training.warmup: under schedule: inverse_sqrt"),
+        ((*ROOT, "training.warmup=0.003"), "training.warmup: under schedule: inverse_sqrt"),
         (("evaluation.length_penalty=.inf",), "evaluation.length_penalty: must be finite"),
         ((*SEMANTIC, "docids.embedding.updates=100"), "docids.embedding.updates: must be below"),
         ((*SEMANTIC, "docids.k=1"), "docids.k: must be at least 2"),
@@ -33,6 +36,10 @@ def test_what_does_not_go_together_names_its_key(settings, start):
     "settings",
     [
         ("evaluation.depth=20", "evaluation.beams=20"),
+        (*ROOT, "training.warmup=1"),
+        (*ROOT, "training.warmup=0.004"),
+        (*ROOT, "training.warmup=0.003", "training.updates_per_stage=0"),
+        (*ROOT[1:], "training.warmup=0"),
         (*SEMANTIC, "docids.embedding.updates=99"),
         (*SEMANTIC, "docids.embedding.source=tfidf", "docids.embedding.updates=100"),
     ],

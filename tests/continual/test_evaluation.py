@@ -183,8 +183,8 @@ def test_an_index_that_is_right_is_measured_as_right(lab, model, stream, acceler
         inference = ours.ranker.inference
 
         @staticmethod
-        def rank(input_ids, attention_mask, k, beams):
-            assert (k, beams) == (1, 1)  # greedy
+        def rank(input_ids, attention_mask, k, beams, length_penalty):
+            assert (k, beams, length_penalty) == (1, 1, 0)  # greedy
             best = [[int(np.flatnonzero(firsts == first)[0])] for first in input_ids[:, 0]]
             return Found(torch.tensor(best), torch.zeros(len(best), 1))
 
@@ -192,6 +192,32 @@ def test_an_index_that_is_right_is_measured_as_right(lab, model, stream, acceler
     found = ours.documents_found(STAGE)
     expected = [i == int(np.flatnonzero(firsts == firsts[i])[0]) for i in range(count)]
     assert found.tolist() == expected and any(expected)
+
+
+def test_a_length_penalty_does_not_change_what_greedy_search_finds(
+    lab, model, stream, accelerator, monkeypatch
+):
+    """Docids 0, 2, 4, ... have one code; 1 0, 3 0, 5 0, ... two, and the penalty lifts these."""
+    count, shape = stream.count(STAGE), {"vocab_size": len(stream.tokenizer), "num_layers": 1}
+    first, second = np.arange(count), np.where(np.arange(count) % 2, 0, -1)
+    strings = from_scratch(0, code_sizes=[count, 1], num_decoder_layers=1, **shape).eval()
+    ours, found = evaluator(lab, model, stream, accelerator), []
+    rank = ours.rank
+
+    def noted(tokens, prompt, search):
+        found.append(rank(tokens, prompt, search).numbers_QK)
+        with_penalty = partial(ours.ranker.rank, k=1, beams=1)
+        found.append(rank(tokens, prompt, with_penalty).numbers_QK)
+        return rank(tokens, prompt, search)
+
+    monkeypatch.setattr(ours, "rank", noted)
+    for penalty in (0.0, 3.0):
+        codes = np.stack([first, second], 1).astype(np.int32)
+        ours.ranker = Ranker(strings, codes, length_penalty=penalty)
+        ours.documents_found(STAGE)
+    plain, same, greedy, changed = found
+    assert np.array_equal(plain, same) and np.array_equal(plain, greedy)
+    assert not np.array_equal(plain, changed)
 
 
 def test_a_prompt_is_read_in_front(lab, model, stream, accelerator):
