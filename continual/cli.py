@@ -217,6 +217,8 @@ def _read_ids(path: Path) -> list[str]:
 
 
 def _print_results(results: list) -> None:
+    if not results:
+        print("dsi: no known word in the query, so nothing is found", file=sys.stderr)
     for rank, result in enumerate(results, 1):
         title, passage = result.title or result.document_id, result.snippet(90)
         print(f"{rank:3d}. {result.score:8.3f}  {printable(title)}")
