@@ -182,6 +182,8 @@ def _search(options: argparse.Namespace) -> int:
     if options.k < 1:
         raise UserError(f"--k: must be at least 1, got {options.k}")
     index = SearchIndex.load(options.run_folder, stage=options.stage)
+    for line in index.warnings:
+        print(f"dsi: warning: {printable(line)}", file=sys.stderr)
     if options.corpus is not None or options.documents is not None:
         listed = _read_ids(options.documents) if options.documents else None
         index = index.among(listed, options.corpus)

@@ -14,7 +14,7 @@ import torch
 
 from dsi.corpus import read_corpus
 from dsi.corpus_ids import id_rows
-from dsi.corpus_reading import show
+from dsi.corpus_reading import SPLITS, show
 from dsi.docids import codes_from_text, read_docids
 from dsi.errors import UserError, printable
 from dsi.files import as_written, read_json
@@ -52,7 +52,8 @@ class Result:
 class SearchIndex:
     """A trained model, its docids and the texts they stand for.
 
-    ``document_ids``: the user's keys by document number; ``sizes``: documents of D_0, D_1, ...
+    ``document_ids``: the user's keys by document number; ``sizes``: documents of D_0, D_1, ...;
+    ``warnings``: one line each, what is not as it was when the run was made.
     """
 
     def __init__(
@@ -67,6 +68,7 @@ class SearchIndex:
         self.ranker, self.tokenizer = ranker, tokenizer
         self.document_ids, self.sizes = document_ids, list(sizes)
         self._corpora = [(corpus, id_rows(corpus.documents["id"])) for corpus in corpora]
+        self.warnings: tuple[str, ...] = tuple(how.get("warnings", ()))
         self._lowercase: bool = how.get("lowercase", False)
         prompt: str = how.get("prompt", "")
         ids = tokenizer.backend_tokenizer.encode(prompt, add_special_tokens=False).ids
@@ -119,6 +121,13 @@ class SearchIndex:
             beams, penalty = how.get("beams", 10), how.get("length_penalty", 0.0)
             ranker = Ranker(model, codes_NT, trie, beams, penalty)
         reading = {"lowercase": how["lowercase"], "prompt": how["prompt"]}
+        kept = read_part_hashes(path, how) or [corpus.part_hashes for corpus in corpora]
+        reading["warnings"] = [
+            f"{corpus.folder or corpus.name}: its documents have changed since they were indexed; "
+            "results show what they are now"
+            for corpus, hashes in zip(corpora, kept, strict=True)
+            if corpus.part_hashes["documents"] != hashes["documents"]
+        ]
         return cls(ranker, tokenizer, ids, sizes, corpora, **reading)
 
     def among(
@@ -272,6 +281,17 @@ def _read_how(path: Path) -> dict[str, Any]:
         if not is_right:
             raise UserError(f"{path}: {key} is missing or wrong; restore the file")
     return how
+
+
+def read_part_hashes(path: Path, how: Mapping[str, Any]) -> list[dict[str, str | None]] | None:
+    """What index.json notes of each corpus (see Corpus.part_hashes); None in an older run."""
+    kept, corpora = how.get("part_hashes"), how.get("corpora")
+    if kept is None:
+        return None
+    with as_written(path):
+        if len(kept) != len(corpora or ()):
+            raise ValueError("part_hashes must be as many as corpora")
+        return [{key: hashes[key] for key in ("documents", *SPLITS)} for hashes in kept]
 
 
 def check_fit(
