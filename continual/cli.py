@@ -182,6 +182,8 @@ def _search(options: argparse.Namespace) -> int:
     if options.k < 1:
         raise UserError(f"--k: must be at least 1, got {options.k}")
     index = SearchIndex.load(options.run_folder, stage=options.stage)
+    for line in index.warnings:
+        print(f"dsi: warning: {printable(line)}", file=sys.stderr)
     if options.corpus is not None or options.documents is not None:
         listed = _read_ids(options.documents) if options.documents else None
         index = index.among(listed, options.corpus)
@@ -217,6 +219,8 @@ def _read_ids(path: Path) -> list[str]:
 
 
 def _print_results(results: list) -> None:
+    if not results:
+        print("dsi: no known word in the query, so nothing is found", file=sys.stderr)
     for rank, result in enumerate(results, 1):
         title, passage = result.title or result.document_id, result.snippet(90)
         print(f"{rank:3d}. {result.score:8.3f}  {printable(title)}")

@@ -8,9 +8,11 @@ from typing import Any
 from continual import run_directory as directory
 from continual.config import RunConfig, read_resolved
 from continual.setup import Material, make_model, prepare, read_parts
+from continual.stream import Stream
 from dsi.docid_report import format_report
 from dsi.errors import UserError
 from dsi.files import as_written, read_json, replace_atomically, reported
+from dsi.index import read_part_hashes
 from dsi.manifest import verify
 
 
@@ -106,7 +108,7 @@ def _run(
         if trainer.accelerator.is_main_process:
             if added:
                 directory.replace(folder, "added.json", added)
-            directory.replace(folder, "index.json", _index(config, added))
+            directory.replace(folder, "index.json", _index(config, added, material.stream))
 
     trainer.run(resume, begin)
     if trainer.accelerator.is_main_process:
@@ -116,8 +118,11 @@ def _run(
     return folder
 
 
-def _index(config: RunConfig, added: list[Mapping[str, Any]]) -> dict[str, Any]:
-    """What an application needs to search the run: where the texts are and how they are read."""
+def _index(config: RunConfig, added: list[Mapping[str, Any]], stream: Stream) -> dict[str, Any]:
+    """What an application needs to search the run: where the texts are and how they are read.
+
+    ``part_hashes``: of each corpus, so that it is noticed when one is edited later.
+    """
     data, corpus = config.data, config.data.corpus
     if isinstance(corpus, str):
         corpus = _absolute(corpus)
@@ -129,6 +134,7 @@ def _index(config: RunConfig, added: list[Mapping[str, Any]]) -> dict[str, Any]:
         "beams": config.evaluation.beams,
         "length_penalty": config.evaluation.length_penalty,
         "corpora": [corpus, *(entry["corpus"] for entry in added)],
+        "part_hashes": [dict(corpus.part_hashes) for corpus in stream.corpora],
         "deduplicate": data.deduplicate,
         "title": data.title,
         "lowercase": data.lowercase,
@@ -191,6 +197,7 @@ def evaluate(folder: Path, stage: int | None = None, split: str = "test") -> lis
         raise UserError(f"--stage: {folder} has no stage {stage}; there are {done}")
     material = prepare(config, folder / "tokenizer", added)
     stream, scheme = material.stream, config.docids.build()
+    warnings = _changes(folder, stream, split)
     directory.read_docids(folder, stream, stage + 1, scheme)
     verify(directory.stage_folder(folder, stage), "model")
     accelerator = make_accelerator(config)
@@ -208,7 +215,26 @@ def evaluate(folder: Path, stage: int | None = None, split: str = "test") -> lis
             for m in METRICS
         )
         lines.append(f"D{result.corpus:<22}{cells}")
-    return [*lines, *_decoding_lines(config.docids.name, how)]
+    return [*warnings, *lines, *_decoding_lines(config.docids.name, how)]
+
+
+def _changes(folder: Path, stream: Stream, split: str) -> list[str]:
+    """UserError when documents, or what asks for them, are not those of the run; warnings."""
+    verify(folder, "index.json")
+    path = folder / "index.json"
+    kept = read_part_hashes(path, read_json(path) if path.exists() else {})
+    if kept is None:
+        what = "no checksums of the corpora: whether they were edited since cannot be told"
+        return [f"warning: {path}: {what}"]
+    # a corpus that is just being added may not be noted yet, and no stage has it
+    for corpus, hashes in zip(stream.corpora, kept, strict=False):
+        where, fix = corpus.folder or corpus.name, "restore them, or start a new run"
+        if hashes["documents"] != corpus.part_hashes["documents"]:
+            raise UserError(f"{where}: other documents than the run was trained on; {fix}")
+        # a split that was empty has been measured by nobody
+        if hashes[split] not in (None, corpus.part_hashes[split]):
+            raise UserError(f"{where}: other {split} queries or judgements than the run had; {fix}")
+    return []
 
 
 def _decoding_lines(scheme: str, how: Mapping[str, Any]) -> list[str]:

@@ -72,6 +72,11 @@ class Stream:
     def __len__(self) -> int:
         return len(self.parts)
 
+    @property
+    def corpora(self) -> list[Corpus]:
+        """The corpora that the parts are of, each once: the run's own, then those added to it."""
+        return list({id(part.corpus): part.corpus for part in self.parts}.values())
+
     def count(self, stage: int) -> int:
         """Documents of U_stage."""
         return int(self.offsets[stage + 1])

@@ -16,11 +16,16 @@ from continual.config import RunConfig
 from dsi.errors import UserError, printable
 
 START_SECONDS = 120  # longer than W&B's own limit, 90, whose message says more
+AXIS = "total_updates"  # of the whole run, on W&B
 FINISH_SECONDS = 600  # it has the whole run to send when the network was away
 
 
 class Tracker:
     """One JSON object per event, flushed at once; only the main process writes.
+
+    W&B joins what is logged at one of its steps into one row, and the end of a stage has as many
+    updates as the beginning of the next: its step is the number of the line here, and the updates
+    are a value, the axis of every chart. A resumed run repeats only steps that W&B has.
 
     ``size``: bytes the file had at the checkpoint that the run resumes from; later lines are cut
     off, since the resumed run writes them again. ``checksum``: sha256 of these bytes.
@@ -40,6 +45,7 @@ class Tracker:
         self.path = folder / "metrics.jsonl"
         self.accelerator = accelerator
         self._file, self._sum = None, hashlib.sha256()
+        self._lines, self._lost = 0, False
         if accelerator.is_main_process:
             kept = self._kept(size, checksum)
             self._file = open(self.path, "a", encoding="utf-8")  # noqa: SIM115 - closed in close()
@@ -60,11 +66,13 @@ class Tracker:
             return 0
         if not self.path.exists():
             print(f"warning: {self.path} is missing: the run goes on without its former lines")
+            self._lost = True
             return 0
         left = size
         with open(self.path, "rb") as file:
             while part := file.read(min(left, 1 << 20)):
                 self._sum.update(part)
+                self._lines += part.count(b"\n")
                 left -= len(part)
         fix = "restore the file, or delete it to go on without its former lines"
         if left:
@@ -88,6 +96,10 @@ class Tracker:
             _within(START_SECONDS, start)
             run: Any = self.accelerator.get_tracker("wandb", unwrap=True)
             run_id = run.id
+            run.define_metric(AXIS, hidden=True)
+            run.define_metric("*", step_metric=AXIS)
+            if self._lost:  # W&B takes no step below those that it has
+                self._lines = run.step
         except Exception as error:  # wandb raises many kinds, all of them about its service
             # by name: wandb is not imported where it is not asked for
             if isinstance(error, ImportError) or type(error).__name__ == "UsageError":
@@ -105,7 +117,7 @@ class Tracker:
         print(f"warning: W&B {what} ({why}); the run goes on, {self.path} has everything")
 
     def log(self, values: dict[str, Any], step: int) -> None:
-        """Write one event; ``step`` counts all updates of the run (W&B's axis)."""
+        """Write one event; ``step`` counts all updates of the run (W&B's ``total_updates``)."""
         if self._file is not None:
             line = json.dumps(values, allow_nan=False) + "\n"
             self._file.write(line)
@@ -120,9 +132,10 @@ class Tracker:
                 if isinstance(v, int | float)
             }
             try:
-                self.accelerator.log(numbers, step=step)
+                self.accelerator.log({**numbers, AXIS: step}, step=self._lines)
             except Exception as error:
                 self._without_wandb("failed", error)
+        self._lines += 1
 
     def size(self) -> int:
         """Bytes written so far."""

@@ -22,6 +22,7 @@ import numpy as np
 
 from data._reading import SPLITS
 from dsi.errors import UserError
+from dsi.files import write_json
 
 DSI_PLUS_PLUS_SIZES = ("50000", "5x10000")
 HALF_AND_TENTHS = ("0.5", "5x0.1")
@@ -200,10 +201,8 @@ class BeirWriter:
 
 def write_stream(path: Path, corpora: Sequence[Sequence[str]]) -> None:
     """Write a stream file ``{"D0": [document ids], "D1": [...]}``."""
-    path.parent.mkdir(parents=True, exist_ok=True)
     named = {f"D{n}": list(corpus) for n, corpus in enumerate(corpora)}
-    text = json.dumps(named, ensure_ascii=False, indent=1) + "\n"
-    path.write_text(text, encoding="utf-8", newline="\n")
+    write_json(path, named)
 
 
 def write_queries(

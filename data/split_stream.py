@@ -11,10 +11,12 @@
 --by id        order of the ids; ids that are all numbers count as numbers
 --by file      order of corpus.jsonl
 
-Only the ids are read into memory. The file is FOLDER/streams/NAME.json, or --out DIR/NAME.json.
+Only the ids are read into memory. The file is FOLDER/streams/NAME.json, or --out DIR/NAME.json; one
+that is there already is replaced with --overwrite alone.
 """
 
 import argparse
+import os
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -75,11 +77,14 @@ def main() -> None:
     parser.add_argument("--sorted", action="store_true", help="groups by the order of their values")
     parser.add_argument("--name", help="of the stream; default: the value of --by")
     parser.add_argument("--out", type=Path, metavar="DIR", help="default: FOLDER/streams")
+    parser.add_argument("--overwrite", action="store_true", help="replace a stream of this name")
     parser.add_argument("--seed", type=int, default=0, help="of the random order (default 0)")
     _writing.add_sizes(parser, _writing.HALF_AND_TENTHS)
     given = parser.parse_args()
-    made = corpora(given.folder, given.by, given.sizes, given.seed, given.sorted)
     path = (given.out or given.folder / "streams") / f"{given.name or given.by}.json"
+    if os.path.lexists(path) and not given.overwrite:
+        raise UserError(f"{path}: is there already; give another --name, or --overwrite")
+    made = corpora(given.folder, given.by, given.sizes, given.seed, given.sorted)
     _writing.write_stream(path, made)
     print(f"{path}: {', '.join(f'D{n} {len(ids)}' for n, ids in enumerate(made))} documents")
 

@@ -56,6 +56,9 @@ class Corpus:
     """The BEIR folder, for its streams; None for other sources."""
     content_hash: str
     """SHA-256 (hex) of ids, titles, texts, queries and judgements; not of files or paths."""
+    part_hashes: Mapping[str, str | None]
+    """The same of "documents" alone, and of "train", "dev", "test": a split's judgements with the
+    queries that they judge, None where it has none."""
     warnings: tuple[str, ...] = ()
     removed: pa.Table = field(default_factory=REMOVED.empty_table)
     """id of every document that deduplication removed, row of the one kept in its place."""
@@ -91,6 +94,7 @@ def read_corpus(
         qrels={split: pairs[columns[0] == index] for index, split in enumerate(SPLITS)},
         folder=found.folder,
         content_hash=tables.content_hash,
+        part_hashes=tables.part_hashes,
         warnings=found.warnings + tables.warnings,
         removed=tables.removed,
     )

@@ -20,7 +20,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from dsi.corpus_ids import IdRows, first_occurrence, hashes
+from dsi.corpus_ids import IdRows, first_occurrence, hashes, take
 from dsi.corpus_reading import (
     SPLITS,
     Judgement,
@@ -33,7 +33,7 @@ from dsi.corpus_sources import Source
 from dsi.errors import UserError
 from dsi.files import replace_atomically, write_json
 
-SCHEMA = 2
+SCHEMA = 3
 """Part of the key: raise it when what is stored, checked or hashed changes."""
 BATCH_ROWS = 4096
 BATCH_CHARACTERS = 1 << 24
@@ -53,6 +53,7 @@ class Tables:
     judgements: pa.Table
     removed: pa.Table
     content_hash: str
+    part_hashes: dict[str, str | None]
     warnings: tuple[str, ...]
 
 
@@ -118,7 +119,8 @@ def _open(entry: Path) -> Tables | None:
             if _checksum(entry / f"{name}.arrow") != meta["files"][name]:
                 return None
         tables = {name: open_table(entry / f"{name}.arrow") for name in NAMES}
-        return Tables(**tables, content_hash=meta["content_hash"], warnings=tuple(meta["warnings"]))
+        sums = {key: meta[key] for key in ("content_hash", "part_hashes")}
+        return Tables(**tables, **sums, warnings=tuple(meta["warnings"]))
     except (OSError, UserError, ValueError, KeyError, TypeError, pa.ArrowException):
         return None
 
@@ -169,9 +171,11 @@ def _build(source: Source, deduplicate: str, target: Path) -> None:
         warnings.append(f"{text} (deduplicate: {deduplicate}); {moved}")
     warnings += _leaks(judged)
     tables = {name: open_table(target / f"{name}.arrow") for name in NAMES}
+    content, parts = _hashes(tables)
     meta = {
         "schema": SCHEMA,
-        "content_hash": _content_hash(tables),
+        "content_hash": content,
+        "part_hashes": parts,
         "warnings": warnings,
         "files": {name: _checksum(target / f"{name}.arrow") for name in NAMES},
     }
@@ -314,13 +318,24 @@ def _leaks(judgements: pa.RecordBatch) -> list[str]:
     return [f"{shared} {text}"] if shared else []
 
 
-def _content_hash(tables: dict[str, pa.Table]) -> str:
-    """SHA-256 of ids, titles, texts, queries and judgements, whatever the batches are."""
-    digest = hashlib.sha256()
-    for name in ("documents", "queries", "judgements"):
-        for column in tables[name].itercolumns():
-            digest.update(_column_digest(column))
-    return digest.hexdigest()
+def _hashes(tables: dict[str, pa.Table]) -> tuple[str, dict[str, str | None]]:
+    """SHA-256 of ids, titles, texts, queries and judgements, whatever the batches are; and of the
+    documents alone, and of each split's judgements with the queries that they judge."""
+    digests = {name: _table_digest(tables[name]) for name in NAMES[:3]}
+    parts: dict[str, str | None] = {"documents": hashlib.sha256(digests["documents"]).hexdigest()}
+    columns = [
+        np.from_dlpack(tables["judgements"][name].combine_chunks()) for name in JUDGEMENTS.names
+    ]
+    for number, split in enumerate(SPLITS):
+        queries, documents = (column[columns[0] == number] for column in columns[1:])
+        digest = hashlib.sha256(_table_digest(take(tables["queries"], queries)))
+        digest.update(documents.astype("<i8").tobytes())
+        parts[split] = digest.hexdigest() if len(queries) else None
+    return hashlib.sha256(b"".join(digests.values())).hexdigest(), parts
+
+
+def _table_digest(table: pa.Table) -> bytes:
+    return b"".join(map(_column_digest, table.itercolumns()))
 
 
 def _column_digest(column: Any) -> bytes:

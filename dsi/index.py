@@ -2,19 +2,21 @@
 
 import copy
 import math
+import operator
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence, Set
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any, cast, overload
 
 import numpy as np
 import torch
 
 from dsi.corpus import read_corpus
 from dsi.corpus_ids import id_rows
+from dsi.corpus_reading import SPLITS, show
 from dsi.docids import codes_from_text, read_docids
-from dsi.errors import UserError
+from dsi.errors import UserError, printable
 from dsi.files import as_written, read_json
 from dsi.manifest import verify
 from dsi.ranking import Ranker
@@ -50,7 +52,8 @@ class Result:
 class SearchIndex:
     """A trained model, its docids and the texts they stand for.
 
-    ``document_ids``: the user's keys by document number; ``sizes``: documents of D_0, D_1, ...
+    ``document_ids``: the user's keys by document number; ``sizes``: documents of D_0, D_1, ...;
+    ``warnings``: one line each, what is not as it was when the run was made.
     """
 
     def __init__(
@@ -65,11 +68,16 @@ class SearchIndex:
         self.ranker, self.tokenizer = ranker, tokenizer
         self.document_ids, self.sizes = document_ids, list(sizes)
         self._corpora = [(corpus, id_rows(corpus.documents["id"])) for corpus in corpora]
+        self.warnings: tuple[str, ...] = tuple(how.get("warnings", ()))
         self._lowercase: bool = how.get("lowercase", False)
         prompt: str = how.get("prompt", "")
         ids = tokenizer.backend_tokenizer.encode(prompt, add_special_tokens=False).ids
         self._allowed: np.ndarray | None = None
         self._prompt = np.asarray(ids if prompt else [], np.int32)
+        special = [tokenizer.unk_token_id, tokenizer.pad_token_id, tokenizer.eos_token_id]
+        # "▁" is where a word begins: it stands before an unknown one, too
+        meaningless = [*special, tokenizer.backend_tokenizer.token_to_id("▁")]
+        self._meaningless = [token for token in meaningless if isinstance(token, int)]
 
     def __len__(self) -> int:
         return len(self.ranker)
@@ -113,6 +121,13 @@ class SearchIndex:
             beams, penalty = how.get("beams", 10), how.get("length_penalty", 0.0)
             ranker = Ranker(model, codes_NT, trie, beams, penalty)
         reading = {"lowercase": how["lowercase"], "prompt": how["prompt"]}
+        kept = read_part_hashes(path, how) or [corpus.part_hashes for corpus in corpora]
+        reading["warnings"] = [
+            f"{corpus.folder or corpus.name}: its documents have changed since they were indexed; "
+            "results show what they are now"
+            for corpus, hashes in zip(corpora, kept, strict=True)
+            if corpus.part_hashes["documents"] != hashes["documents"]
+        ]
         return cls(ranker, tokenizer, ids, sizes, corpora, **reading)
 
     def among(
@@ -140,6 +155,8 @@ class SearchIndex:
         return self._restricted(~self._marked(documents))
 
     def _marked(self, documents: Iterable[str]) -> np.ndarray:
+        if isinstance(documents, str):  # its letters may be ids
+            raise UserError(f"documents: expected a list of ids, got {show(documents)}")
         number_of = {document: i for i, document in enumerate(self.document_ids)}
         marked = np.zeros(len(self.document_ids), bool)
         for document in documents:
@@ -156,36 +173,54 @@ class SearchIndex:
         part.ranker = self.ranker.among(np.flatnonzero(part._allowed))
         return part
 
-    def search(self, queries: Sequence[str], k: int = 10) -> list[list[Result]]:
-        """For each query its k best documents, best first (fewer when there are fewer)."""
-        if not queries:
-            return []
-        if k < 1:
-            raise UserError(f"k: must be at least 1, got {k}")
+    @overload
+    def search(self, queries: str, k: int = 10) -> list[Result]: ...
+
+    @overload
+    def search(self, queries: Iterable[str], k: int = 10) -> list[list[Result]]: ...
+
+    def search(
+        self, queries: str | Iterable[str], k: int = 10
+    ) -> list[Result] | list[list[Result]]:
+        """The k best documents, best first (fewer when there are fewer): of one query a list, of
+        several a list of lists.
+
+        Nothing is found for a query without any word that the tokenizer knows (an empty one, one in
+        an unknown script): any ranking would be the same for all of them.
+        """
+        listed = [queries] if isinstance(queries, str) else _strings(queries)
+        # more than there are: all of them
+        k = min(_count(k), len(self))
         # a command line holds bytes that are no text as half surrogate pairs
-        whole = (query.encode("utf-8", "replace").decode() for query in queries)
+        whole = (query.encode("utf-8", "replace").decode() for query in listed)
         texts = [" ".join(query.split()) for query in whole]
         parts = (texts[start : start + BATCH] for start in range(0, len(texts), BATCH))
-        return [results for part in parts for results in self._search(part, k)]
+        found = [results for part in parts for results in self._search(part, k)]
+        return found[0] if isinstance(queries, str) else found
 
     def _search(self, texts: list[str], k: int) -> list[list[Result]]:
         tokens = tokenize(self.tokenizer, [t.lower() if self._lowercase else t for t in texts])
         tokens = tokens.heads(LONGEST_QUERY)
+        is_known = ~np.isin(tokens.values, self._meaningless)
+        known = np.flatnonzero(np.logical_or.reduceat(is_known, tokens.offsets[:-1]))
+        results: list[list[Result]] = [[] for _ in texts]
+        if not len(known):
+            return results
         tokens = gather(tokens, tokens.offsets[:-1], tokens.lengths, prompt=self._prompt)
         pad = cast(int, self.tokenizer.pad_token_id or 0)
-        ids, mask = padded(tokens, np.arange(len(tokens)), pad)
+        ids, mask = padded(tokens, known, pad)
         device = self.ranker.inference.device
         found = self.ranker.rank(
             torch.from_numpy(ids).to(device), torch.from_numpy(mask.astype(np.int64)).to(device), k
         )
-        return [
-            [
+        lines = zip(found.documents.tolist(), found.scores.tolist(), strict=True)
+        for query, (row, line) in zip(known.tolist(), lines, strict=True):
+            results[query] = [
                 self._result(number, score)
                 for number, score in zip(row, line, strict=True)
                 if number >= 0
             ]
-            for row, line in zip(found.documents.tolist(), found.scores.tolist(), strict=True)
-        ]
+        return results
 
     def _result(self, number: int, score: float) -> Result:
         document_id = self.document_ids[number]
@@ -197,6 +232,30 @@ class SearchIndex:
                     document_id, score, found["title"][0].as_py(), found["text"][0].as_py()
                 )
         return Result(document_id, score, "", "")
+
+
+def _strings(queries: Iterable[str]) -> list[str]:
+    """The queries as a list; UserError for what would be read otherwise than it is meant."""
+    # a mapping gives its keys, a data frame the names of its columns, a set no order
+    is_other = isinstance(queries, Mapping | Set | bytes | bytearray)
+    if is_other or not isinstance(queries, Iterable) or getattr(queries, "ndim", 1) != 1:
+        what = f"expected a string or a list of strings, got {type(queries).__name__}"
+        raise UserError(f"queries: {what}; give a list")
+    listed = list(queries)
+    for place, query in enumerate(listed):
+        if not isinstance(query, str):
+            raise UserError(f"queries[{place}]: expected a string, got {printable(show(query))}")
+    return listed
+
+
+def _count(k: int) -> int:
+    try:
+        count = 0 if isinstance(k, bool) else operator.index(k)
+    except TypeError:
+        count = 0
+    if count < 1:
+        raise UserError(f"k: must be a whole number, at least 1, got {printable(show(k))}")
+    return count
 
 
 def _model(folder: Path) -> "DSIModel | StoredModel":
@@ -222,6 +281,17 @@ def _read_how(path: Path) -> dict[str, Any]:
         if not is_right:
             raise UserError(f"{path}: {key} is missing or wrong; restore the file")
     return how
+
+
+def read_part_hashes(path: Path, how: Mapping[str, Any]) -> list[dict[str, str | None]] | None:
+    """What index.json notes of each corpus (see Corpus.part_hashes); None in an older run."""
+    kept, corpora = how.get("part_hashes"), how.get("corpora")
+    if kept is None:
+        return None
+    with as_written(path):
+        if len(kept) != len(corpora or ()):
+            raise ValueError("part_hashes must be as many as corpora")
+        return [{key: hashes[key] for key in ("documents", *SPLITS)} for hashes in kept]
 
 
 def check_fit(

@@ -131,13 +131,10 @@ def test_a_bad_command_line_is_one_line(place: Place, run, arguments, start, fix
 
 
 QUERIES = {
-    "no word": "",
-    "spaces": " \t ",
     "ten thousand words": "which whale " * 5000,
     "a word of a megabyte": "w" * (1 << 20),
     "a NUL": "wha\0le",
     "an escape sequence": "\x1b[2Jwhale",
-    "an unknown script": "鯨とは何か",
     "a byte that is not UTF-8": "whale\udcff",
     "a leading dash": "-whale",
 }
@@ -149,6 +146,15 @@ def test_any_query_is_answered(place: Place, run, query: str) -> None:
     assert (status, err) == (0, "")
     assert len(out.splitlines()) == 6
     assert all(line.isprintable() for line in out.splitlines())
+
+
+NO_WORD = {"no word": "", "spaces": " \t ", "an unknown script": "鯨とは何か", "emoji": "🐋🎻"}
+
+
+@pytest.mark.parametrize("query", NO_WORD.values(), ids=NO_WORD)
+def test_a_query_without_a_known_word_finds_nothing_and_says_so(place: Place, run, query) -> None:
+    line = "dsi: no known word in the query, so nothing is found\n"
+    assert place.call("search", "run", "--", query) == (0, "", line)
 
 
 def test_results_of_a_corpus_with_control_characters_are_printable(place: Place, run) -> None:

@@ -146,6 +146,12 @@ ATOMIC = {
     "index of a number": Bad(
         "index.json", changed("corpora", to=[5]), (SEARCH,), "write", "corpus"
     ),
+    "index of fewer checksums": Bad(
+        "index.json", changed("part_hashes", to=[]), (SEARCH, EVALUATE), "restore the file"
+    ),
+    "index of checksums that are none": Bad(
+        "index.json", changed("part_hashes", to=[7]), (SEARCH, EVALUATE), "restore the file"
+    ),
     "index of no beams": Bad("index.json", changed("beams", to=0), (SEARCH,), "restore the file"),
     "index of a text for a prompt": Bad(
         "index.json", changed("prompt", to=3), (SEARCH,), "restore"

@@ -176,6 +176,8 @@ def test_search_prompts_until_an_empty_line(monkeypatch, capsys):
     from dsi.index import Result, SearchIndex
 
     class Index:
+        warnings = ()
+
         def search(self, queries, k):
             return [[Result("id", -0.5, "", f"about {queries[0]}")] * k]
 
@@ -197,6 +199,8 @@ def test_a_search_can_be_restricted(monkeypatch, tmp_path, capsys):
     from dsi.index import Result, SearchIndex
 
     class Index:
+        warnings = ()
+
         def __init__(self, seen=()):
             self.seen = seen
 

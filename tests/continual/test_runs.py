@@ -2,12 +2,14 @@
 
 import json
 import shutil
+from contextlib import contextmanager
 
 import pytest
 import torch
 
-from continual import runs
+from continual import cli, runs
 from continual.config import load_config
+from continual.run_directory import replace
 from dsi.corpus import write_corpus
 from dsi.errors import UserError
 from dsi.index import SearchIndex
@@ -259,6 +261,84 @@ def test_a_row_is_computed_again(lab, split):
                 assert values[-1] == written[-1]  # documents are the same for every split
     with pytest.raises(UserError, match="--stage"):
         lab.call(runs.evaluate, run, 7)
+
+
+@contextmanager
+def edited(path, old, new):
+    """A file in which something is another for a while."""
+    content = path.read_text("utf-8")
+    assert old in content
+    path.write_text(content.replace(old, new), "utf-8")
+    try:
+        yield
+    finally:
+        path.write_text(content, "utf-8")
+
+
+# file, what is replaced by what, the splits that it concerns, how the line goes on
+EDITS = {
+    "a text": ("corpus.jsonl", "quick brown", "quick green", {"test", "dev", "train"}, "documents"),
+    "a test query": ("queries.jsonl", "testqueryzero", "testqueryone", {"test"}, "test queries"),
+    "a dev query": ("queries.jsonl", "devqueryone", "devqueryzero", {"dev"}, "dev queries"),
+    "a judgement": ("qrels/test.tsv", "test-d03-0\td03", "test-d03-0\td04", {"test"}, "test queri"),
+    "a dev judgement": ("qrels/dev.tsv", "dev-d03-0\td03", "dev-d03-0\td04", {"dev"}, "dev querie"),
+    "a train judgement": ("qrels/train.tsv", "train-d03-0\td03\t1\n", "", {"train"}, "train quer"),
+}
+
+
+@pytest.mark.parametrize(("name", "old", "new", "splits", "what"), EDITS.values(), ids=EDITS)
+def test_an_edited_corpus_is_not_evaluated(lab, finished, name, old, new, splits, what):
+    run, later = finished
+    corpus = later.parent / "first"
+    for split in ("test", "dev", "train"):
+        before = lab.call(runs.evaluate, run, None, split)
+        with edited(corpus / name, old, new):
+            if split not in splits:
+                assert lab.call(runs.evaluate, run, None, split)[:-1] == before[:-1]
+                continue
+            with pytest.raises(UserError) as caught:
+                lab.call(runs.evaluate, run, None, split)
+            line = str(caught.value)
+            assert line.startswith(f"{corpus}: other {what}")
+            assert line.endswith("; restore them, or start a new run")
+
+
+def test_a_split_that_came_later_is_evaluated(lab, finished):
+    run, _ = finished
+    values = json.loads((run / "index.json").read_text("utf-8"))
+    values["part_hashes"][0]["dev"] = None
+    replace(run, "index.json", values)
+    assert lab.call(runs.evaluate, run, None, "dev")[0].startswith("stage 1, dev queries")
+
+
+def test_an_older_run_is_evaluated_with_a_warning(lab, finished):
+    run, later = finished
+    expected = lab.call(runs.evaluate, run)
+    values = json.loads((run / "index.json").read_text("utf-8"))
+    del values["part_hashes"]
+    replace(run, "index.json", values)
+    with edited(later.parent / "first" / "corpus.jsonl", "quick brown", "quick green"):
+        warning, *lines = lab.call(runs.evaluate, run)
+    assert warning.startswith(f"warning: {run / 'index.json'}: no checksums of the corpora")
+    assert len(lines) == len(expected)
+
+
+def test_a_search_says_that_texts_were_edited(lab, finished, monkeypatch, capsys):
+    run, later = finished
+    corpus, command = later.parent / "first", ["search", str(run), "testqueryzero"]
+    assert cli.main(command) == 0
+    assert capsys.readouterr().err == ""
+    with edited(corpus / "qrels/test.tsv", "test-d03-0\td03", "test-d03-0\td04"):
+        assert cli.main(command) == 0  # nobody searches judgements
+        assert capsys.readouterr().err == ""
+    with edited(corpus / "corpus.jsonl", "quick brown", "quick green"):
+        assert cli.main(command) == 0
+    out, err = capsys.readouterr()
+    assert err == (
+        f"dsi: warning: {corpus}: its documents have changed since they were indexed; results show "
+        "what they are now\n"
+    )
+    assert len(out.splitlines()) == 20
 
 
 def test_a_report_of_one_run_and_of_two(lab, tmp_path):

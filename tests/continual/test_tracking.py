@@ -1,9 +1,11 @@
 """metrics.jsonl: one object per event, cut at the checkpoint; W&B mirrors it."""
 
 import json
+import struct
 import sys
 import time
 from importlib.machinery import ModuleSpec
+from pathlib import Path
 from types import ModuleType, SimpleNamespace
 from typing import Any, cast
 
@@ -11,6 +13,7 @@ import pytest
 from accelerate.state import AcceleratorState
 
 from continual import cli, runs
+from continual.devices import make_accelerator
 from continual.tracking import Tracker
 from dsi.errors import UserError
 
@@ -23,6 +26,7 @@ class Wandb:
     def __init__(self, run_id="abc"):
         self.started: list[dict] = []
         self.sent: list[tuple[dict, int]] = []
+        self.metrics: list[tuple] = []
         self.ended = 0
         self.run_id = run_id
 
@@ -30,7 +34,12 @@ class Wandb:
         self.started.append({"project": project, "config": config, **init_kwargs["wandb"]})
 
     def get_tracker(self, name, unwrap=False):
-        return SimpleNamespace(id=self.run_id, finish=self.finish)
+        return SimpleNamespace(
+            id=self.run_id, finish=self.finish, define_metric=self.define_metric, step=40
+        )
+
+    def define_metric(self, name, step_metric=None, hidden=False):
+        self.metrics.append((name, step_metric))
 
     def log(self, values, step):
         self.sent.append((values, step))
@@ -123,19 +132,27 @@ def test_every_value_reaches_wandb_under_a_name_of_its_own(lab, tmp_path):
     (start,) = service.started
     assert start["project"] == "mine" and start["name"] == "run" and start["dir"] == str(tmp_path)
     assert start["config"]["training"]["learning_rate"] == 0.01 and "id" not in start
+    assert service.metrics == [("total_updates", None), ("*", "total_updates")]
     tracker.log({"stage": 1, "update": 8, "corpus": "D0", "hits@1": 0.5, "mrr@10": None}, 18)
     tracker.log({"stage": 1, "update": 8, "corpus": "D1", "hits@1": 0.25}, 18)
+    size, checksum = tracker.size(), tracker.checksum()
     assert service.sent == [
-        ({"stage": 1, "update": 8, "D0/hits@1": 0.5}, 18),
-        ({"stage": 1, "update": 8, "D1/hits@1": 0.25}, 18),
+        ({"stage": 1, "update": 8, "D0/hits@1": 0.5, "total_updates": 18}, 0),
+        ({"stage": 1, "update": 8, "D1/hits@1": 0.25, "total_updates": 18}, 1),
     ]
     tracker.close()
     assert service.ended == 1
     assert json.loads((tmp_path / "environment.json").read_text())["wandb_run"] == "abc"
-    # a resumed run goes on with the same W&B run
-    again = Wandb()
-    Tracker(tmp_path, config, again).close()  # type: ignore[arg-type]
-    assert again.started[0]["id"] == "abc" and again.started[0]["resume"] == "allow"
+    # a resumed run goes on with the same W&B run, behind the steps that it has
+    for lost, step in ((False, 2), (True, 40)):
+        if lost:
+            (tmp_path / "metrics.jsonl").unlink()
+        again = Wandb()
+        resumed = Tracker(tmp_path, config, again, size, checksum)  # type: ignore[arg-type]
+        resumed.log({"stage": 2, "loss": 0.5}, 18)
+        resumed.close()
+        assert again.started[0]["id"] == "abc" and again.started[0]["resume"] == "allow"
+        assert again.sent == [({"stage": 2, "loss": 0.5, "total_updates": 18}, step)]
 
 
 class UsageError(Exception):
@@ -179,6 +196,9 @@ class FakeWandb(ModuleType):
         self._do("init")
         return self
 
+    def define_metric(self, name: str, **_: Any) -> None:
+        pass
+
     def log(self, values: Any, step: int) -> None:
         self._do("log")
         self.lines += 1
@@ -221,12 +241,68 @@ def test_a_run_outlives_wandb(lab, tmp_path, monkeypatch, capsys, fails, error, 
     assert fails != "finish" or service.lines > 10
 
 
+def history(path: Path, count: int) -> list[dict[str, float]]:
+    """The rows that a W&B run wrote to its file, whose service may be a moment later than it says.
+
+    Without ``_step`` and the like.
+    """
+    end = time.monotonic() + 30
+    while len(rows := written_rows(path.read_bytes())) < count and time.monotonic() < end:
+        time.sleep(0.05)
+    return [{name: row[name] for name in row if name[0] != "_"} for row in rows]
+
+
+def written_rows(content: bytes) -> list[dict[str, float]]:
+    """Records in the blocks of a LevelDB log."""
+    from wandb.proto.wandb_internal_pb2 import Record
+
+    at, whole, rows = 7, b"", []
+    while at + 7 < len(content):
+        if 32768 - at % 32768 < 7:  # no room for a head: the block's end
+            at += 32768 - at % 32768
+            continue
+        _, length, kind = struct.unpack_from("<IHB", content, at)
+        at += 7 + length
+        if at > len(content):  # still being written
+            break
+        whole += content[at - length : at]
+        if kind in (1, 4):  # all of a record, or its last part
+            record, whole = Record.FromString(whole), b""
+            if record.WhichOneof("record_type") == "history":
+                items = {i.key or "/".join(i.nested_key): i.value_json for i in record.history.item}
+                rows.append({name: json.loads(value) for name, value in items.items()})
+    return rows
+
+
 def test_an_offline_run_of_wandb_leaves_metrics_as_they_are(lab, monkeypatch):
     pytest.importorskip("wandb")
     monkeypatch.setenv("WANDB_MODE", "offline")
     run = lab.train("tracking.wandb=true")
     assert lab.results(run) == lab.results(lab.kept())
     written = list(run.glob("wandb/offline-run-*/*.wandb"))
-    assert len(written) == 1 and written[0].stat().st_size > 1000
+    assert len(written) == 1
     run_id = json.loads((run / "environment.json").read_text())["wandb_run"]
     assert written[0].name == f"run-{run_id}.wandb"
+    lines = lab.metrics(run)
+    rows = history(written[0], len(lines))
+    assert [row["stage"] for row in rows] == [line["stage"] for line in lines]
+
+
+def test_the_end_of_a_stage_and_the_next_beginning_are_rows_of_their_own(
+    lab, tmp_path, monkeypatch
+):
+    pytest.importorskip("wandb")
+    monkeypatch.setenv("WANDB_MODE", "offline")
+    AcceleratorState._reset_state(True)
+    config = lab.config("tracking.wandb=true")
+    tracker = Tracker(tmp_path, config, make_accelerator(config))
+    tracker.log({"stage": 0, "update": 10, "A/hits@10": 0.5}, 10)
+    tracker.log({"stage": 1, "queries": 60}, 10)
+    tracker.log({"stage": 1, "update": 3, "loss": 2.5}, 13)
+    tracker.close()
+    (written,) = tmp_path.glob("wandb/offline-run-*/*.wandb")
+    assert history(written, 3) == [
+        {"stage": 0, "update": 10, "A/hits@10": 0.5, "total_updates": 10},
+        {"stage": 1, "queries": 60, "total_updates": 10},
+        {"stage": 1, "update": 3, "loss": 2.5, "total_updates": 13},
+    ]

@@ -453,6 +453,20 @@ def test_split_stream_by_id_field_and_file(tmp_path, monkeypatch):
     assert by_file == [_ids(corpus)]
 
 
+def test_split_stream_keeps_a_stream_that_is_there(tmp_path, monkeypatch):
+    folder = _beir_folder(tmp_path / "source")
+    path = folder / "streams" / "mine.json"
+    path.parent.mkdir(exist_ok=True)
+    path.write_text("of hours of work")
+    with pytest.raises(UserError) as caught:
+        _call("split_stream", monkeypatch, folder, "--name", "mine")
+    assert str(caught.value) == f"{path}: is there already; give another --name, or --overwrite"
+    assert path.read_text() == "of hours of work"
+    _call("split_stream", monkeypatch, folder, "--name", "mine", "--overwrite")
+    assert list(json.loads(path.read_text())) == [f"D{n}" for n in range(6)]
+    assert [entry.name for entry in path.parent.iterdir()] == ["mine.json"]
+
+
 def test_split_stream_ids_that_are_numbers_count_as_numbers(tmp_path):
     with open(tmp_path / "corpus.jsonl", "w") as file:
         for n in (10, 9, 100, 1):

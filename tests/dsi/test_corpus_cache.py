@@ -158,6 +158,36 @@ def test_the_hash_is_of_the_content_not_of_batches(folder, tmp_path, monkeypatch
     assert read_corpus(folder, cache=tmp_path / "1").content_hash != whole.content_hash
 
 
+EDITS = {
+    "a text": ("corpus.jsonl", "something else", "something new", {"documents"}),
+    "a title": ("corpus.jsonl", '"Two"', '"Too"', {"documents"}),
+    "the id of a document": ("corpus.jsonl", '"f"', '"f2"', {"documents"}),
+    "a query of one split": ("queries.jsonl", "coffee", "toffee", {"test"}),
+    "a query of two splits": ("queries.jsonl", '"x"', '"y"', {"dev", "test"}),
+    "a query that nothing judges": ("queries.jsonl", "nobody", "noone", set()),
+    "a judgement": ("qrels/test.tsv", "q2\te", "q2\td", {"test"}),
+    "one judgement less": ("qrels/dev.tsv", "q2\tb\t1\n", "", {"dev"}),
+    "a judgement that says no": ("qrels/dev.tsv", "q2\tc\t0\n", "", set()),
+}
+
+
+@pytest.mark.parametrize(("name", "old", "new", "changed"), EDITS.values(), ids=EDITS)
+def test_the_hashes_of_the_parts_say_what_has_changed(folder, tmp_path, name, old, new, changed):
+    with open(folder / "queries.jsonl", "a") as file:
+        file.write('{"_id": "q3", "text": "nobody"}\n')
+    (folder / "qrels/dev.tsv").write_text("q2\tb\t1\nq2\tc\t0\n")
+    before = read_corpus(folder, cache=tmp_path / "cache")
+    assert sorted(before.part_hashes) == ["dev", "documents", "test", "train"]
+    assert before.part_hashes["train"] is None
+    assert before.part_hashes == read_corpus(folder, cache=tmp_path / "cache").part_hashes
+    path = folder / name
+    content = path.read_text("utf-8")
+    assert old in content
+    path.write_text(content.replace(old, new), "utf-8")
+    after = read_corpus(folder, cache=tmp_path / "cache").part_hashes
+    assert {part for part in after if after[part] != before.part_hashes[part]} == changed
+
+
 def test_queries_in_train_and_test_are_a_warning(tmp_path):
     documents = [{"_id": "a", "text": "x"}, {"_id": "b", "text": "y"}]
     qrels = {"train": [("q", "a", 1)], "test": [("q", "b", 1)]}

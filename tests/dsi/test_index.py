@@ -126,10 +126,87 @@ def test_queries_are_answered_one_by_one_as_together(made, monkeypatch):
     assert index.search([]) == []
 
 
-def test_white_space_is_nothing_and_an_empty_query_is_something(made):
+def test_white_space_is_nothing(made):
     index = SearchIndex.load(made)
     assert index.search([" river\n of\tice "]) == index.search(["river of ice"])
-    assert len(index.search([""], k=2)[0]) == 2
+
+
+def test_one_query_has_one_list_of_results(made):
+    index = SearchIndex.load(made)
+    found = index.search("river of ice", k=3)
+    assert len(found) == 3
+    assert [found] == index.search(["river of ice"], k=3)
+    whole = index.search(QUERIES, k=3)
+    several = {
+        "a tuple": tuple(QUERIES),
+        "a generator": iter(QUERIES),
+        "an array": np.array(QUERIES),
+    }
+    for kind, queries in several.items():
+        assert index.search(queries, k=3) == whole, kind
+    pandas = pytest.importorskip("pandas")
+    assert index.search(pandas.Series(QUERIES, index=[7, 8, 9]), k=3) == whole
+
+
+class Frame:
+    """As a data frame: going over it gives the names of its columns."""
+
+    ndim = 2
+
+    def __iter__(self):
+        return iter(["query"])
+
+
+NO_QUERIES = {
+    "None": (None, "queries: expected a string or a list of strings, got NoneType"),
+    "bytes": (b"ice", "queries: expected a string or a list of strings, got bytes"),
+    "a number": (7, "queries: expected a string or a list of strings, got int"),
+    "a mapping": ({"query": "ice"}, "queries: expected a string or a list of strings, got dict"),
+    "a set": ({"ice"}, "queries: expected a string or a list of strings, got set"),
+    "a frame": (Frame(), "queries: expected a string or a list of strings, got Frame"),
+    "a table": (
+        np.array([["ice"]]),
+        "queries: expected a string or a list of strings, got ndarray",
+    ),
+    "a path": (Path("ice"), "queries: expected a string or a list of strings, got PosixPath"),
+    "a number within": (["ice", 7], r"queries\[1\]: expected a string, got 7"),
+    "None within": ([None], r"queries\[0\]: expected a string, got None"),
+    "a list within": ([["ice"]], r"queries\[0\]: expected a string, got \['ice'\]"),
+    "bytes within": (["ice", b"ice"], r"queries\[1\]: expected a string, got b'ice'"),
+}
+
+
+@pytest.mark.parametrize(("queries", "line"), NO_QUERIES.values(), ids=NO_QUERIES)
+def test_what_is_no_query_is_one_line(made, queries: Any, line: str):
+    with pytest.raises(UserError, match=f"^{line}") as caught:
+        SearchIndex.load(made).search(queries)
+    assert "\n" not in str(caught.value)
+
+
+NO_WORD = ["", " \n", "鯨とは何か", "🐋 🎻", "</s>", "\u200b"]
+
+
+def test_nothing_is_found_without_a_known_word(made):
+    index = SearchIndex.load(made)
+    assert [index.search(query) for query in NO_WORD] == [[]] * len(NO_WORD)
+    # the others in a batch are what they are alone
+    together = index.search([NO_WORD[0], "river of ice", *NO_WORD[1:], "鯨 whale"], k=2)
+    assert [len(results) for results in together] == [0, 2, 0, 0, 0, 0, 0, 2]
+    assert [r.document_id for r in together[1]] == [
+        r.document_id for r in index.search("river of ice", k=2)
+    ]
+
+
+def test_one_id_is_not_taken_letter_by_letter(made):
+    index = SearchIndex.load(made)
+    for restrict in (index.among, index.without):
+        with pytest.raises(UserError, match="documents: expected a list of ids, got 'whale'"):
+            restrict("whale")
+
+
+def test_a_prompt_is_no_word_of_the_query(run):
+    index_json(run, prompt="find:")
+    assert SearchIndex.load(run).search(["", "鯨"]) == [[], []]
 
 
 def test_a_former_stage_knows_its_documents_alone(made):
@@ -208,9 +285,13 @@ def test_a_missing_tokenizer_or_corpus_is_one_line(run):
 
 
 def test_asking_for_nothing_is_one_line(made):
-    for k in (0, -3):
-        with pytest.raises(UserError, match=f"^k: must be at least 1, got {k}$"):
-            SearchIndex.load(made).search(["ice"], k=k)
+    index = SearchIndex.load(made)
+    for k in (0, -3, True, np.True_, 2.0, "2", None, np.arange(2)):
+        with pytest.raises(UserError, match="k: must be a whole number, at least 1, got") as caught:
+            index.search(["ice"], k=k)  # type: ignore[call-overload]
+        assert "\n" not in str(caught.value)
+    assert len(index.search("ice", k=np.int64(2))) == 2  # type: ignore[arg-type]
+    assert len(index.search("ice", k=10**30)) == 6
 
 
 def test_a_changed_file_of_the_corpus_is_shown_as_it_is_now(run):
