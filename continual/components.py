@@ -28,6 +28,25 @@ FAMILIES = {
 }
 
 
+DECLARED = {
+    "replay": ["ratio"],
+    "regularizer": ["needs_previous", "touches_every_row"],
+    "sharpness": [
+        "keeps",
+        "keeps_displacement",
+        "remembers",
+        "reference",
+        "functional",
+        "shares_encoder",
+    ],
+    "parameters": ["trains_all"],
+    "merging": ["needs_previous"],
+    "docids": ["atomic", "shared", "suffix"],
+}
+"""What a component says of itself, by attribute: rules ask for these, never for its name. What each
+means is in the docstring of the family's package, or of the members' base class there."""
+
+
 def available(axis: str) -> list[str]:
     """Names of the members that live in the axis' own folder."""
     package = importlib.import_module(FAMILIES[axis])
@@ -75,8 +94,15 @@ class Choice:
     settings: Any
 
     def build(self) -> Any:
-        """A fresh component."""
-        return component_class(self.axis, self.name)(self.settings)
+        """A fresh component; UserError if it does not declare what its family does."""
+        component = component_class(self.axis, self.name)(self.settings)
+        for key in DECLARED[self.axis]:
+            if not hasattr(component, key):
+                raise UserError(
+                    f"{self.axis}.name: {self.name} has no attribute {key}, which rules ask for; "
+                    f"give it one as {FAMILIES[self.axis]} says"
+                )
+        return component
 
 
 def parse_choice(axis: str, value: Any) -> Choice:

@@ -147,9 +147,9 @@ def check(config: "RunConfig") -> None:
         "sharpness.preconditioned: needs training.optimizer: adamw, which keeps every square",
     )
     _check_docid_loss(config)
-    compares = config.merging.name != "none" or config.regularizer.name != "none"
+    compares = config.merging.build(), config.regularizer.build()
     _require(
-        not (training.restart and compares),
+        not (training.restart and any(one.needs_previous for one in compares)),
         "training.restart: starts from new weights, so merging and regularizer have no earlier "
         "ones to compare with; set both to none",
     )
@@ -181,8 +181,9 @@ def check(config: "RunConfig") -> None:
         "training.ratio: infinite with indexing: none leaves nothing to train on",
     )
     # restart trains on D_0's queries where replay has none
+    rehearses = math.isfinite(config.replay.build().ratio)
     _require(
-        config.indexing != "none" or config.replay.name != "none" or training.restart,
+        config.indexing != "none" or rehearses or training.restart,
         "indexing: none leaves later stages nothing to train on without replay; choose a replay, "
         "or indexing: seen",
     )
@@ -197,7 +198,7 @@ def _check_docid_loss(config: "RunConfig") -> None:
         "training.docid_samples: above zero with training.docid_softmax: sampled, and 0 with exact",
     )
     _require(
-        not sampled or config.docids.name == "atomic",
+        not sampled or config.docids.build().atomic,
         "training.docid_softmax: sampled is for one row per document (docids: atomic); the codes "
         "of a position are few, so use exact",
     )
@@ -213,7 +214,7 @@ def _check_docid_loss(config: "RunConfig") -> None:
         ),
         f"{config.sharpness.name!r} perturbs every row; use all": sharp,
         f"{config.regularizer.name!r} pulls at every row; use all": (
-            config.regularizer.name != "none"
+            config.regularizer.build().touches_every_row
         ),
         "text directions read rows as well, with a gradient for every row; use all": (
             config.direction != "inputs_to_targets"

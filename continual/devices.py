@@ -28,7 +28,7 @@ def make_accelerator(config: RunConfig) -> Accelerator:
     if config.threads:
         torch.set_num_threads(config.threads)
     unused = DistributedDataParallelKwargs(
-        find_unused_parameters=config.parameters.name != "full"
+        find_unused_parameters=not config.parameters.build().trains_all
         or config.model.source != "scratch"
         or config.direction != "inputs_to_targets"  # writing text leaves out the docid decoder's
     )
@@ -90,7 +90,7 @@ def refuse(config: RunConfig, accelerator: Accelerator) -> None:
             "training.compile: FSDP2 gathers each layer when it runs, which a compiled whole cannot"
             " wait for; use compile: no, or DDP"
         )
-    if is_sharded(accelerator) and config.regularizer.name != "none":
+    if is_sharded(accelerator) and config.regularizer.build().needs_previous:
         raise UserError(
             f"regularizer.name: {config.regularizer.name!r} compares the weights with copies, and "
             "FSDP2 keeps them in pieces; use DDP"

@@ -26,6 +26,8 @@ class Average:
             if not 0 <= self.new <= 1:
                 raise ValueError("new: must lie between 0 and 1")
 
+    needs_previous = True
+
     def __init__(self, config: Config):
         self.config = config
         self.needs_previous = config.new < 1

@@ -19,6 +19,8 @@ class DocidRows:
     class Config:
         """No settings."""
 
+    trains_all = False
+
     def __init__(self, config: Config):
         self.config = config
 

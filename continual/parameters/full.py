@@ -12,6 +12,8 @@ class Full:
     class Config:
         """No settings."""
 
+    trains_all = True
+
     def __init__(self, config: Config):
         self.config = config
 

@@ -27,8 +27,12 @@ class L2:
             if self.weight < 0:
                 raise ValueError("weight: must not be negative")
 
+    needs_previous = True
+    touches_every_row = True
+
     def __init__(self, config: Config):
         self.config = config
+        self.needs_previous = self.touches_every_row = config.weight > 0
         self.anchor: dict[str, Tensor] = {}
 
     def begin_stage(self, model: nn.Module, stage: int) -> None:

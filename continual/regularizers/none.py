@@ -16,6 +16,9 @@ class NoRegularizer:
     class Config:
         """No settings."""
 
+    needs_previous = False
+    touches_every_row = False
+
     def __init__(self, config: Config):
         self.config = config
 

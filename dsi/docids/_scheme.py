@@ -49,6 +49,8 @@ class Scheme:
     more memory than the codes (centroids, say).
     """
 
+    atomic: ClassVar[bool] = False
+    """Whether document number i has the one code i, so that one step ranks all documents."""
     shared: ClassVar[bool] = False
     """Whether all positions read and write one table of codes (text) instead of one each."""
     suffix: ClassVar[bool] = False

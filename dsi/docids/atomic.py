@@ -10,6 +10,8 @@ from dsi.docids._scheme import NewDocuments, Scheme
 class Atomic(Scheme):
     """Document number i (in order of arrival) has the one code i; one decoding step ranks all."""
 
+    atomic = True
+
     @dataclass(frozen=True)
     class Config:
         """Atomic docids have no settings."""

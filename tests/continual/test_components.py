@@ -3,14 +3,18 @@
 import dataclasses
 import math
 import sys
+from types import SimpleNamespace
 from typing import Any, Literal
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from continual import devices
 from continual.components import (
+    DECLARED,
     FAMILIES,
+    Choice,
     available,
     coerce,
     component_class,
@@ -19,6 +23,8 @@ from continual.components import (
     suggest,
     to_plain,
 )
+from continual.config import RunConfig, load_config
+from continual.config_rules import check
 from dsi.errors import UserError
 
 MEMBERS = [(axis, name) for axis in FAMILIES for name in available(axis)]
@@ -57,6 +63,110 @@ def test_every_member_builds_from_its_defaults(axis, name):
     assert parse_choice(axis, to_plain(choice)) == choice
 
 
+@pytest.mark.parametrize(("axis", "name"), MEMBERS)
+def test_every_member_says_of_itself_what_rules_ask_for(axis, name):
+    component = parse_choice(axis, name).build()
+    for key in DECLARED[axis]:
+        kind = float if key == "ratio" else bool
+        assert type(getattr(component, key)) is kind, key
+        of_class = getattr(type(component), key, None)
+        assert of_class is None if key == "ratio" and name != "none" else type(of_class) is kind
+
+
+def test_the_members_that_do_nothing_need_nothing():
+    nothing = {"regularizer": "none", "sharpness": "none", "merging": "none"}
+    for axis, name in nothing.items():
+        component = parse_choice(axis, name).build()
+        assert not any(getattr(component, key) for key in DECLARED[axis])
+    assert parse_choice("parameters", "full").build().trains_all
+    assert parse_choice("replay", "none").build().ratio == math.inf
+    off = {"regularizer": {"name": "l2", "weight": 0}, "merging": {"name": "average", "new": 1}}
+    for axis, value in off.items():
+        component = parse_choice(axis, value).build()
+        assert not any(getattr(component, key) for key in DECLARED[axis]), "nor one turned off"
+
+
+# --- components from elsewhere, which no rule knows by name ---------------------------------------
+
+
+@dataclasses.dataclass(frozen=True)
+class Elsewhere(Choice):
+    """A component that says what it is given to say."""
+
+    def build(self) -> Any:
+        return SimpleNamespace(config=self.settings, **self.settings)
+
+
+def with_elsewhere(axis: str, declared: dict[str, Any], *settings: str) -> RunConfig:
+    """A configuration in which the member of ``axis`` is not of this repository."""
+    return dataclasses.replace(
+        load_config(None, settings), **{axis: Elsewhere(axis, "mypackage.mine", declared)}
+    )
+
+
+FREE = {"needs_previous": False, "touches_every_row": False}
+HELD = {**FREE, "needs_previous": True}
+SAMPLED = ("training.docid_softmax=sampled", "training.docid_samples=4")
+TOUCHED = (*SAMPLED, "training.docid_update=touched")
+CASES = [
+    ("regularizer", FREE, HELD, ("training.restart=true",), "training.restart: starts"),
+    ("merging", FREE, HELD, ("training.restart=true",), "training.restart: starts"),
+    (
+        "regularizer",
+        FREE,
+        {**FREE, "touches_every_row": True},
+        TOUCHED,
+        "training.docid_update: touched: 'mypackage.mine' pulls at every row",
+    ),
+    ("replay", {"ratio": 2.0}, {"ratio": math.inf}, ("indexing=none",), "indexing: none leaves"),
+    ("docids", {"atomic": True}, {"atomic": False}, SAMPLED, "training.docid_softmax: sampled is"),
+]
+
+
+@pytest.mark.parametrize(("axis", "right", "wrong", "settings", "start"), CASES)
+def test_rules_judge_a_component_by_what_it_says(axis, right, wrong, settings, start):
+    check(with_elsewhere(axis, right, *settings))
+    with pytest.raises(UserError) as caught:
+        check(with_elsewhere(axis, wrong, *settings))
+    assert str(caught.value).startswith(start)
+
+
+def test_devices_judge_a_component_by_what_it_says(monkeypatch):
+    asked = []
+
+    def started(**options):
+        asked.append(options["kwargs_handlers"][0].find_unused_parameters)
+        return SimpleNamespace(num_processes=1, distributed_type=None)
+
+    monkeypatch.setattr(devices, "Accelerator", started)
+    for trains_all in (True, False):
+        devices.make_accelerator(with_elsewhere("parameters", {"trains_all": trains_all}))
+    assert asked == [False, True]
+
+    monkeypatch.setenv("ACCELERATE_USE_FSDP", "true")
+    monkeypatch.setenv("FSDP_VERSION", "2")
+    two: Any = SimpleNamespace(num_processes=2, distributed_type=None)
+    devices.refuse(with_elsewhere("regularizer", FREE), two)
+    with pytest.raises(UserError, match=r"regularizer\.name: 'mypackage.mine' .* use DDP"):
+        devices.refuse(with_elsewhere("regularizer", HELD), two)
+
+
+def test_a_component_that_does_not_say_what_rules_ask_for_is_one_line(monkeypatch):
+    class Silent:
+        needs_previous = False
+
+        def __init__(self, config):
+            self.config = config
+
+    monkeypatch.setattr("continual.components.component_class", lambda axis, name: Silent)
+    assert Choice("merging", "mypackage.mine", None).build().needs_previous is False
+    with pytest.raises(UserError) as caught:
+        Choice("regularizer", "mypackage.mine", None).build()
+    assert str(caught.value).startswith(
+        "regularizer.name: mypackage.mine has no attribute touches_every_row"
+    )
+
+
 def test_the_folder_is_the_registry():
     assert {"none", "episodic", "generative"} <= set(available("replay"))
     for axis in FAMILIES:
@@ -76,6 +186,7 @@ def test_code_from_elsewhere(tmp_path, monkeypatch):
         "class Pull:\n"
         "    @dataclasses.dataclass(frozen=True)\n"
         "    class Config:\n        force: float = 2.0\n"
+        "    needs_previous = touches_every_row = True\n"
         "    def __init__(self, config):\n        self.config = config\n"
     )
     (package / "two.py").write_text(

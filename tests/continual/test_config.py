@@ -334,6 +334,7 @@ def test_code_from_elsewhere(write, tmp_path, monkeypatch):
         "class Pull:\n"
         "    @dataclasses.dataclass(frozen=True)\n"
         "    class Config:\n        force: float = 2.0\n        depth: int = 1\n"
+        "    needs_previous = touches_every_row = True\n"
         "    def __init__(self, config):\n        self.config = config\n"
     )
     monkeypatch.syspath_prepend(tmp_path)
