@@ -56,8 +56,8 @@ def test_metrics_are_those_of_ir_measures(lab, stage, tmp_path):
     run, matrix = lab.kept(), lab.matrix(lab.kept())
     qrels = (lab.corpus / "qrels" / "test.tsv").read_text().splitlines()[1:]
     judged = [line.split("\t") for line in qrels]
-    names = {"hits@1": "Success@1", "hits@10": "Success@10", "mrr@10": "RR@10"}
-    measures = [ir_measures.parse_measure(name) for name in names.values()]
+    success, reciprocal = ir_measures.Success, ir_measures.RR
+    measures = {"hits@1": success @ 1, "hits@10": success @ 10, "mrr@10": reciprocal @ 10}
     for o in range(stage + 1):
         lines = (run / "docids" / f"D{o}.tsv").read_text().splitlines()
         ours = {line.split("\t")[0] for line in lines}
@@ -68,13 +68,13 @@ def test_metrics_are_those_of_ir_measures(lab, stage, tmp_path):
                 of_corpus.setdefault(query, {})[document] = 1
         write_qrels(path, of_corpus)
         found = ir_measures.calc_aggregate(
-            measures,
+            measures.values(),
             list(ir_measures.read_trec_qrels(str(path))),
             list(ir_measures.read_trec_run(str(stage_folder(run, stage) / f"run.D{o}.trec"))),
         )
-        for metric, name in names.items():
-            value = found[ir_measures.parse_measure(name)]
-            assert matrix["metrics"][metric][stage][o] == pytest.approx(value, abs=1e-12)
+        for metric, measure in measures.items():
+            value = matrix["metrics"][metric][stage][o]
+            assert value == pytest.approx(found[measure], abs=1e-12)
         assert matrix["num_queries"][o] == len(of_corpus)
 
 
