@@ -14,6 +14,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
 
+from continual.ranks import another_spoke, say_once
 from dsi.errors import UserError, printable
 
 if TYPE_CHECKING:
@@ -43,21 +44,23 @@ def main(arguments: Sequence[str] | None = None) -> int:
             options.settings += rest
         return options.run(options)
     except UserError as error:
-        line = printable(str(error))
-        if int(os.environ.get("RANK", "0")) == 0:
-            print(f"dsi: error: {line}", file=sys.stderr)
+        say_once(f"dsi: error: {printable(str(error))}")
         return 2
     except KeyboardInterrupt as stop:
         signum = getattr(stop, "signum", signal.SIGINT)
         where = getattr(stop, "where", "") or "before anything new was kept"
-        if int(os.environ.get("RANK", "0")) == 0:
+        if not another_spoke():  # the launcher stops all processes when one has failed
             name = signal.Signals(signum).name
-            print(f"dsi: stopped by {name} {where}; go on with --resume", file=sys.stderr)
+            say_once(f"dsi: stopped by {name} {where}; go on with --resume")
         return 128 + signum
     except BrokenPipeError:
         # the reader of our output went away (dsi search ... | head): not worth a traceback
         sys.stdout = open(os.devnull, "w")  # noqa: SIM115
         return 0
+    except Exception:
+        if another_spoke():  # its line says why the others lost it
+            return 2
+        raise
 
 
 def _parser() -> argparse.ArgumentParser:

@@ -1,8 +1,10 @@
 """The processes and devices of a run; what cannot work on them is refused before training."""
 
 import os
+import socket
+from collections.abc import Callable
 from datetime import timedelta
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from accelerate import Accelerator
@@ -10,10 +12,13 @@ from accelerate.utils import (
     DistributedDataParallelKwargs,
     DistributedType,
     InitProcessGroupKwargs,
+    broadcast,
+    get_cpu_distributed_information,
     parse_flag_from_env,
 )
 
 from continual.config import RunConfig
+from continual.ranks import COUNTS, world_size
 from continual.sharding import is_sharded
 from dsi.errors import UserError
 
@@ -21,24 +26,92 @@ from dsi.errors import UserError
 # alone, for hours on a large corpus, and the libraries' own limits are 10 (NCCL) and 30 minutes
 # (gloo). A rank that has died is noticed by the launcher, not by this.
 PATIENCE = timedelta(days=1)
+LONGEST_LINE = 4096  # bytes of an error that one process tells the others
 
 
 def make_accelerator(config: RunConfig) -> Accelerator:
     """Accelerate as the configuration asks; batches are cut up by our own code."""
-    if config.threads:
-        torch.set_num_threads(config.threads)
+    _refuse_launch()
+    on_processors = world_size() > 1 and not _has_accelerator()
+    if on_processors:
+        _join_processors(config.threads)
     unused = DistributedDataParallelKwargs(
         find_unused_parameters=not config.parameters.build().trains_all
         or config.model.source != "scratch"
         or config.direction != "inputs_to_targets"  # writing text leaves out the docid decoder's
     )
     accelerator = Accelerator(
+        cpu=on_processors,  # unless told, Accelerate makes every rank a run of its own there
         mixed_precision=precision(config, _device_to_come()),
         log_with="wandb" if config.tracking.wandb else None,
         kwargs_handlers=[unused, InitProcessGroupKwargs(timeout=PATIENCE)],
     )
+    if config.threads:
+        torch.set_num_threads(config.threads)
+    if accelerator.num_processes != world_size():
+        raise UserError(
+            f"WORLD_SIZE: the launcher started {world_size()} processes and Accelerate joins "
+            f"{accelerator.num_processes} of them, so each would train alone; start them with "
+            "torchrun or accelerate launch, which also set LOCAL_RANK"
+        )
     refuse(config, accelerator)
     return accelerator
+
+
+def on_main(accelerator: Accelerator, work: Callable[[], object]) -> None:
+    """Do something on the first process alone; what it is refused, every process is refused."""
+    line = ""
+    if accelerator.is_main_process:
+        try:
+            work()
+        except UserError as error:
+            line = str(error)
+    if accelerator.num_processes > 1:
+        told = line.encode("utf-8", "surrogateescape")[:LONGEST_LINE]
+        text = torch.zeros(LONGEST_LINE, dtype=torch.uint8)
+        text[: len(told)] = torch.frombuffer(bytearray(told), dtype=torch.uint8) if told else 0
+        heard: Any = broadcast(text.to(accelerator.device))
+        line = bytes(heard.tolist()).rstrip(b"\0").decode("utf-8", "surrogateescape")
+    if line:
+        raise UserError(line)
+
+
+def _has_accelerator() -> bool:
+    """Whether there is a device that ranks can share; those of one Mac cannot."""
+    device = torch.accelerator.current_accelerator(check_available=True)
+    cpu = parse_flag_from_env("ACCELERATE_USE_CPU")
+    return device is not None and device.type != "mps" and not cpu
+
+
+def _join_processors(threads: int) -> None:
+    """What gloo needs to know and not every launcher says (torchrun does, MPI does not)."""
+    group = get_cpu_distributed_information()
+    is_one_machine = group.local_world_size == group.world_size
+    if not is_one_machine and "MASTER_ADDR" not in os.environ:
+        raise UserError(
+            "MASTER_ADDR: not set, and the processes may be on several machines; export the name "
+            "or address of the first one's, as torchrun and accelerate launch do"
+        )
+    if is_one_machine:
+        os.environ.setdefault("MASTER_ADDR", "127.0.0.1")
+        # not the address that the host's name stands for, which may be anything and may change
+        loopback = [name for _, name in socket.if_nameindex() if name.startswith("lo")]
+        if loopback:
+            os.environ.setdefault("GLOO_SOCKET_IFNAME", loopback[0])
+    if threads:  # else Accelerate shares the processor out, with a warning
+        os.environ.setdefault("OMP_NUM_THREADS", str(threads))
+
+
+def _refuse_launch() -> None:
+    """UserError where ``accelerate launch`` has left processes out: it notes an address for them
+    alone, and starts one."""
+    by_accelerate = "ACCELERATE_DYNAMO_BACKEND" in os.environ and "MASTER_PORT" in os.environ
+    if by_accelerate and not any(name in os.environ for name in COUNTS):
+        raise UserError(
+            "--num_processes: accelerate launch has started one process, which is all that it does "
+            "with --cpu; for N processes on a processor use torchrun --nproc-per-node N -m "
+            "continual.train ..., on GPUs accelerate launch --multi_gpu --num_processes N ..."
+        )
 
 
 def precision(config: RunConfig, device: torch.device) -> Literal["no", "bf16"]:

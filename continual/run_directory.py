@@ -20,6 +20,7 @@ import torch
 from continual.config import RunConfig, dump
 from continual.evaluation import METRICS, CorpusResult
 from continual.performance import summary
+from continual.run_lock import FILES as LOCK_FILES
 from continual.stream import Stream
 from dsi.corpus_reading import show
 from dsi.docids import codes_from_text, codes_to_text, stack_codes
@@ -40,28 +41,74 @@ READ_BACK = (
     "docids",
     "generator",
 )
+# Every file that a run writes, for --overwrite deletes no other; where a library chooses the names,
+# they are known by their kind.
+_KINDS = r"[^/]+\.(json|safetensors|model|jinja|txt|npy)"
+WRITTEN = re.compile(
+    "|".join(
+        (
+            r"config\.yaml|metrics\.jsonl",
+            r"(manifest|environment|index|added|matrix|timing|forgetting_events)\.json",
+            r"docids/(D\d+\.(tsv|safetensors)|report\.json)",
+            r"stages/\d+/(manifest|decoding|sharpness|memory_quality)\.json",
+            r"stages/\d+/((per_query|pseudo_queries)\.jsonl|run\.D\d+\.trec)",
+            rf"(tokenizer|docids/embedder(/model|/tokenizer)?|stages/\d+/(model|trie))/{_KINDS}",
+            rf"generator(/model|/tokenizer)?/{_KINDS}|checkpoints/\d+-\d+(-end)?/{_KINDS}",
+            r"nonfinite/batch\.(json|safetensors)|figures/(forgetting_curves|heatmap)_\w+\.png",
+            r"figures/comparison\.png|wandb/.+",
+            # half-written, as dsi.files names them, and the lock
+            r"(.+/)?\.[^/]+\.tmp|(.+/)?\.\w[^/]*\.\w{8}(\.old)?/.+|\.lock(\.json|\.held)?",
+        )
+    )
+)
 MEMORY = ("pseudo_queries.jsonl", "memory_quality.json")  # of a stage, for the stages after it
 PACKAGES = ("dsi-continual", "torch", "transformers", "accelerate", "datasets", "numpy", "pyarrow")
 
 
-def create(config: RunConfig, overwrite: bool) -> Path:
-    """A new run directory; an existing one is only replaced when asked and when it is a run."""
+def check_free(config: RunConfig, overwrite: bool) -> None:
+    """UserError where a new run may not begin: over another one that is not to be replaced, or over
+    files that no run has written."""
     folder = config.folder
-    if os.path.isdir(folder) and any(folder.iterdir()):
-        if not overwrite:
-            raise UserError(
-                f"{folder}: a run is there already; go on with --resume, replace it with "
-                "--overwrite, or choose another name=..."
-            )
-        if not (folder / "config.yaml").exists():
-            raise UserError(f"{folder}: not a run directory, so it is not replaced; move it away")
-        shutil.rmtree(folder)
+    if not os.path.isdir(folder) or set(os.listdir(folder)) <= set(LOCK_FILES):
+        return
+    if not overwrite:
+        raise UserError(
+            f"{folder}: a run is there already; go on with --resume, replace it with "
+            "--overwrite, or choose another name=..."
+        )
+    if not (folder / "config.yaml").exists():
+        raise UserError(f"{folder}: not a run directory, so it is not replaced; move it away")
+    for parent, folders, files in os.walk(folder):
+        links = [name for name in folders if os.path.islink(os.path.join(parent, name))]
+        for name in sorted([*files, *links]):
+            path = Path(parent, name)
+            if not WRITTEN.fullmatch(path.relative_to(folder).as_posix()):
+                raise UserError(
+                    f"{path}: not written by a run, and --overwrite deletes all that is in "
+                    f"{folder}; move it away, or choose another name=..."
+                )
+
+
+def make_folder(config: RunConfig) -> Path:
+    """The run directory, for what a new run writes."""
     try:
-        folder.mkdir(parents=True, exist_ok=True)
+        config.folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise UserError(
-            f"{folder}: cannot create the run directory ({error.strerror}); choose another output="
+            f"{config.folder}: cannot create the run directory ({error.strerror}); choose another "
+            "output="
         ) from error
+    return config.folder
+
+
+def create(config: RunConfig, overwrite: bool) -> Path:
+    """A new run directory; an existing one is only replaced when asked and when it is a run."""
+    check_free(config, overwrite)
+    folder = make_folder(config)
+    # config.yaml last: what is left when this is stopped can still be replaced
+    for path in sorted(folder.iterdir(), key=lambda path: path.name == "config.yaml"):
+        if path.name not in LOCK_FILES:
+            shutil.rmtree(path) if path.is_dir() else path.unlink()
     write_text(folder / "config.yaml", dump(config))
     record(folder, "config.yaml")
     return folder
@@ -75,6 +122,9 @@ def stage_folder(folder: Path, stage: int) -> Path:
 def stages(folder: Path) -> list[Path]:
     """The folders of all stages, in order."""
     found = [path for path in (folder / "stages").glob("[0-9]*") if path.name.isdecimal()]
+    for path in found:
+        if not path.is_dir():
+            raise UserError(f"{path}: not a folder, and a stage belongs there; move it away")
     return sorted(found, key=lambda path: int(path.name))
 
 

@@ -2,11 +2,13 @@
 
 import os
 from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
 from continual import run_directory as directory
 from continual.config import RunConfig, read_resolved
+from continual.run_lock import only_writer
 from continual.setup import Material, make_model, prepare, read_parts
 from continual.stream import Stream
 from dsi.docid_report import format_report
@@ -31,35 +33,64 @@ def train(
 
 
 def _train(config: RunConfig, resume: bool, overwrite: bool, accept: Sequence[str]) -> Path:
-    from continual.devices import make_accelerator
-
     folder, added = config.folder, []
-    # whatever can be wrong is read and checked before anything is written
-    if resume:
-        config, added = _read_run(folder)
-        directory.verify_memory(folder)
-        material = prepare(config, folder / "tokenizer", added)
-        if os.path.exists(folder / "matrix.json"):
-            done = len(directory.read_matrix(folder / "matrix.json")["corpora"])
-            _check_docids(config, folder, material, done)
-    else:
-        material = prepare(config)
-        if config.model.source != "scratch":
-            make_model(config, material.tokenizer, [1], stage=0)
-        # asked of Accelerate, since not every launcher sets RANK
-        if make_accelerator(config).is_main_process:
-            directory.create(config, overwrite)
-    return _run(config, folder, material, added, resume, accept)
+    with ExitStack() as held:
+        if resume:
+            config, added = _claim(held, folder)
+            directory.verify_memory(folder)
+            material = prepare(config, folder / "tokenizer", added)
+            if os.path.exists(folder / "matrix.json"):
+                done = len(directory.read_matrix(folder / "matrix.json")["corpora"])
+                _check_docids(config, folder, material, done)
+        else:
+            material = _begin(held, config, overwrite)
+        return _run(config, folder, material, added, resume, accept)
+
+
+def _begin(held: ExitStack, config: RunConfig, overwrite: bool) -> Material:
+    """A new run's directory, made once all that can be wrong is read and checked."""
+    from continual.devices import make_accelerator, on_main
+
+    accelerator, folder = make_accelerator(config), config.folder
+    is_there = os.path.isdir(folder)
+
+    def claim() -> None:
+        directory.check_free(config, overwrite)
+        if is_there:
+            held.enter_context(only_writer(folder))
+
+    def create() -> None:
+        if not is_there:
+            held.enter_context(only_writer(directory.make_folder(config)))
+        directory.create(config, overwrite)
+
+    on_main(accelerator, claim)
+    material = prepare(config)
+    if config.model.source != "scratch":
+        make_model(config, material.tokenizer, [1], stage=0)
+    # what another process cannot read, it says before the first one writes
+    accelerator.wait_for_everyone()
+    on_main(accelerator, create)
+    return material
+
+
+def _claim(held: ExitStack, folder: Path) -> tuple[RunConfig, list]:
+    """A run that is there, from now on written by this process (the first of several) alone."""
+    from continual.devices import make_accelerator, on_main
+
+    accelerator = make_accelerator(_read_config(folder))
+    on_main(accelerator, lambda: held.enter_context(only_writer(folder)))
+    return _read_run(folder)
 
 
 def add(folder: Path, corpus: str, accept: Sequence[str] = ()) -> Path:
     """Index one more corpus into a finished run, as its next stage."""
-    with reported(folder):
-        return _add(folder, corpus, accept)
+    with reported(folder), ExitStack() as held:
+        return _add(held, folder, corpus, accept)
 
 
-def _add(folder: Path, corpus: str, accept: Sequence[str]) -> Path:
-    config, added = _read_run(folder)
+def _add(held: ExitStack, folder: Path, corpus: str, accept: Sequence[str]) -> Path:
+    config, added = _claim(held, folder)
     directory.verify_memory(folder)
     path = folder / "matrix.json"
     before = directory.read_matrix(path) if path.exists() else {"corpora": []}
@@ -152,14 +183,20 @@ def _absolute(value: Any) -> Any:
     return path
 
 
-def _read_run(folder: Path) -> tuple[RunConfig, list]:
+def _read_config(folder: Path) -> RunConfig:
     if not os.path.exists(folder / "config.yaml"):
         raise UserError(f"{folder}: no run here (config.yaml is missing); give a run directory")
-    verify(folder, "config.yaml", "added.json", "tokenizer")
+    verify(folder, "config.yaml")
     config = read_resolved(folder / "config.yaml")
     # a run that was moved is still the same run
     object.__setattr__(config, "output", str(folder.parent))
     object.__setattr__(config, "name", folder.name)
+    return config
+
+
+def _read_run(folder: Path) -> tuple[RunConfig, list]:
+    config = _read_config(folder)
+    verify(folder, "added.json", "tokenizer")
     path = folder / "added.json"
     added = read_json(path, list) if path.exists() else []
     for entry in added:

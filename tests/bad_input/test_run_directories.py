@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
 
+from continual.run_lock import only_writer
 from tests.bad_input.conftest import Place
 
 Damage = Callable[[Path], object]
@@ -482,6 +483,36 @@ def test_what_is_not_damaged_is_read(place: Place, run) -> None:
         assert (status, err) == (0, "")
         assert out
     place.accept(*ADD)
+
+
+REPLACE = ("train", "--overwrite", "name=run", "output=.")
+
+
+def test_a_run_that_is_being_written_has_readers_and_no_second_writer(place: Place, run) -> None:
+    with only_writer(run):
+        for command in (RESUME, REPLACE, ADD):
+            line = place.refuse(command, "", "wait until it has ended, or stop it")
+            assert f"run: process {os.getpid()} on " in line
+        for command in (SEARCH, EVALUATE, REPORT):
+            assert place.call(*command)[0] == 0
+    place.accept(*ADD)
+    assert not [path.name for path in run.iterdir() if path.name.startswith(".")]
+
+
+@pytest.mark.parametrize(
+    "name", ["notes.txt", "stages/00/model/mine.pdf", ".git/HEAD", "figures/a"]
+)
+def test_files_of_the_users_own_are_not_deleted(place: Place, run, name: str) -> None:
+    place.write(f"run/{name}", "years of work")
+    place.refuse(REPLACE, f"run/{name}: not written by a run", "move it away")
+
+
+@pytest.mark.parametrize("make", [Path.touch, lambda path: path.symlink_to("absent")])
+def test_a_stage_that_is_no_folder_is_one_line(place: Place, run, make: Damage) -> None:
+    make(run / "stages" / "05")
+    for command in (RESUME, ADD, EVALUATE, REPORT):
+        start = f"{place.folder}/run" if command is RESUME else "run"
+        place.refuse(command, f"{start}/stages/05: not a folder", "move it away")
 
 
 def test_a_trie_that_is_gone_is_made_from_the_docids(place: Place, lab) -> None:

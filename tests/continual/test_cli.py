@@ -7,8 +7,9 @@ import sys
 from pathlib import Path
 
 import pytest
+from accelerate.state import AcceleratorState
 
-from continual import runs
+from continual import cli, runs
 from continual.cli import main
 from continual.config import dump, load_config
 
@@ -61,6 +62,7 @@ BAD_COMMANDS = [
 def place(tmp_path, monkeypatch):
     """A working directory with an empty folder, a file, and a run that has not begun."""
     monkeypatch.chdir(tmp_path)
+    AcceleratorState._reset_state(True)
     (tmp_path / "folder").mkdir()
     (tmp_path / "file").write_text("")
     (tmp_path / "run").mkdir()
@@ -124,9 +126,15 @@ def test_a_run_is_not_replaced_by_accident(place, capsys):
     assert (place / "runs" / "quickstart" / "mine").exists()
 
 
-def test_only_the_first_rank_speaks(place, capsys, monkeypatch):
-    monkeypatch.setenv("RANK", "1")
-    assert main(["train", "absent.yaml"]) == 2
+def test_what_follows_from_the_end_of_another_rank_is_no_news(place, capsys, monkeypatch):
+    def lose(*_):
+        raise RuntimeError("Connection closed by peer")
+
+    monkeypatch.setattr(runs, "train", lose)
+    with pytest.raises(RuntimeError, match="closed by peer"):
+        main(["train"])
+    monkeypatch.setattr(cli, "another_spoke", lambda: True)
+    assert main(["train"]) == 2
     assert capsys.readouterr().err == ""
 
 

@@ -4,9 +4,11 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from accelerate.state import AcceleratorState
 from accelerate.utils import DistributedType
 
-from continual.devices import precision, refuse
+from continual import devices
+from continual.devices import make_accelerator, precision, refuse
 from dsi.errors import UserError
 
 
@@ -78,3 +80,37 @@ def test_two_processes_cannot_exchange_touched_rows(lab):
     with pytest.raises(UserError, match=r"^training\.docid_update: touched is for one process"):
         refuse(config, launched())
     refuse(config, SimpleNamespace(num_processes=1, distributed_type=None))
+
+
+def test_processes_that_would_train_alone_are_refused(lab, monkeypatch):
+    """Two GPU processes of a launcher that Accelerate does not know."""
+    AcceleratorState._reset_state(True)
+    monkeypatch.delenv("ACCELERATE_USE_CPU")
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    monkeypatch.setattr(devices, "_has_accelerator", lambda: True)
+    with pytest.raises(UserError, match=r"^WORLD_SIZE: .* 2 processes .* joins 1 .* torchrun"):
+        make_accelerator(lab.config("training.precision=no"))
+
+
+def test_processes_that_accelerate_launch_left_out_are_noticed(lab, monkeypatch):
+    """What ``accelerate launch --num_processes 2 --cpu`` leaves to its one process."""
+    monkeypatch.setenv("ACCELERATE_DYNAMO_BACKEND", "NO")
+    monkeypatch.setenv("ACCELERATE_USE_CPU", "True")
+    make_accelerator(lab.config("training.precision=no"))  # --num_processes 1
+    monkeypatch.setenv("MASTER_PORT", "29500")
+    with pytest.raises(UserError, match=r"^--num_processes: .* torchrun --nproc-per-node N -m"):
+        make_accelerator(lab.config("training.precision=no"))
+
+
+def test_processes_of_mpi_on_one_machine_find_each_other(monkeypatch):
+    for name in ("MASTER_ADDR", "GLOO_SOCKET_IFNAME", "OMP_NUM_THREADS"):
+        monkeypatch.delenv(name, raising=False)
+    for name, value in {"SIZE": "2", "RANK": "1", "LOCAL_RANK": "1", "LOCAL_SIZE": "1"}.items():
+        monkeypatch.setenv(f"OMPI_COMM_WORLD_{name}", value)
+    with pytest.raises(UserError, match=r"^MASTER_ADDR: not set"):
+        devices._join_processors(1)
+    monkeypatch.setenv("OMPI_COMM_WORLD_LOCAL_SIZE", "2")
+    devices._join_processors(3)
+    assert devices.os.environ["MASTER_ADDR"] == "127.0.0.1"
+    assert devices.os.environ["GLOO_SOCKET_IFNAME"].startswith("lo")
+    assert devices.os.environ["OMP_NUM_THREADS"] == "3"

@@ -2,12 +2,14 @@
 
 import json
 import re
+import shutil
 from dataclasses import replace
 
 import numpy as np
 import pytest
 
 from continual import run_directory as directory
+from continual import runs
 from continual.config import dump, read_resolved
 from continual.evaluation import METRICS
 from dsi.docids import NewDocuments
@@ -96,6 +98,46 @@ def test_a_run_is_replaced_only_when_asked(lab, tmp_path):
     assert (folder / "matrix.json").exists()
     directory.create(config, overwrite=True)
     assert {path.name for path in folder.iterdir()} == {"config.yaml", "manifest.json"}
+
+
+EVERY_FILE = (
+    (),
+    ("replay=generative", "replay.memory=learned", "replay.generator.updates=2"),
+    ("docids=semantic", "docids.k=3", "docids.c=4", "docids.embedding.source=tfidf"),
+    (
+        "docids=product",
+        "docids.groups=2",
+        "docids.codes=4",
+        "docids.embedding.source=model",
+        "docids.embedding.updates=4",
+        "evaluation.sharpness.examples=4",
+        "merging.name=average",
+    ),
+)
+
+
+@pytest.mark.parametrize("settings", EVERY_FILE, ids=["plain", "learned", "tree", "codebooks"])
+def test_whatever_a_run_writes_is_known_to_be_its_own(lab, tmp_path, settings):
+    run = shutil.copytree(lab.kept(*settings), tmp_path / "run")
+    if not settings:  # drawing takes seconds
+        runs.report([run, lab.kept()], None)
+        assert (run / "figures" / "comparison.png").exists()
+    for name in (".metrics.jsonl.tmp", "stages/01/.model.a_1bcdef/model.safetensors"):
+        (run / name).parent.mkdir(exist_ok=True)  # what is left of a run that was killed
+        (run / name).touch()
+    directory.create(lab.config(output=tmp_path), overwrite=True)
+    assert {path.name for path in run.iterdir()} == {"config.yaml", "manifest.json"}
+
+
+def test_what_is_left_of_a_replacement_that_was_stopped_can_be_replaced(lab, tmp_path):
+    run = shutil.copytree(lab.kept(), tmp_path / "run")
+    with pytest.MonkeyPatch.context() as patch, pytest.raises(ZeroDivisionError):
+        patch.setattr(directory, "write_text", lambda *_: 1 / 0)
+        patch.setattr(type(run), "unlink", lambda path: path.name == "timing.json" and 1 / 0)
+        directory.create(lab.config(output=tmp_path), overwrite=True)
+    assert (run / "config.yaml").exists()
+    directory.create(lab.config(output=tmp_path), overwrite=True)
+    assert {path.name for path in run.iterdir()} == {"config.yaml", "manifest.json"}
 
 
 def test_what_is_no_run_is_never_replaced(lab, tmp_path):
