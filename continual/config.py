@@ -155,7 +155,8 @@ class TrainingConfig:
     prefetch: int = 2
     """Batches made ahead by a thread; 0: none."""
     reset_optimizer: bool = False
-    """Start every stage with fresh moments."""
+    """Start every stage with fresh moments. false: they are kept, and the first steps of new docid
+    rows are up to six rates long, which helps them (continual.optimization.restore_state)."""
     restart: bool = False
     """Start every stage from new weights: re-training from scratch on U_n."""
     stages: Literal["all", "last"] = "all"

@@ -173,6 +173,55 @@ def test_old_rows_go_on_as_if_the_new_ones_had_always_been_there(places):
     assert torch.equal(after["rows/step"], expected["rows/step"])
 
 
+def grown(small: Table, optimizer: torch.optim.Optimizer, config: TrainingConfig):
+    """The table with three rows of one half behind its own, and its optimizer."""
+    count = len(small.rows)
+    large = Table(torch.cat([small.rows.detach(), torch.full((3, WIDTH), 0.5)]))
+    large.matrix, large.scale = small.matrix, small.scale
+    after = make_optimizer(large, config)
+    restore_state(after, large, named_state(optimizer, small), {"rows": torch.arange(count)})
+    return large, after
+
+
+@pytest.mark.parametrize("kind", ["all", "touched"])
+def test_a_new_row_is_one_that_was_always_there_without_a_gradient(kind):
+    config, step = (CONFIG, Table.step) if kind == "all" else (TOUCHED, sparse_step)
+    config = dataclasses.replace(config, weight_decay=0.0)  # which moves rows without a gradient
+    always = Table(torch.cat([torch.ones(3, WIDTH), torch.full((3, WIDTH), 0.5)]))
+    model = Table(torch.ones(3, WIDTH))
+    reference, optimizer = make_optimizer(always, config), make_optimizer(model, config)
+    for seed in range(20):
+        step(always, reference, seed, torch.arange(3))
+        step(model, optimizer, seed, torch.arange(3))
+    model, optimizer = grown(model, optimizer, config)
+    for seed in range(20, 40):
+        step(always, reference, seed, torch.arange(6))
+        step(model, optimizer, seed, torch.arange(6))
+        assert torch.equal(model.rows, always.rows)
+    assert not (model.rows[3:] == 0.5).any()
+
+
+def test_how_long_the_first_steps_of_new_rows_are():
+    config, before = dataclasses.replace(CONFIG, weight_decay=0.0), 1000
+    model = Table(torch.ones(3, WIDTH))
+    optimizer = make_optimizer(model, config)
+    for seed in range(before):
+        model.step(optimizer, seed, torch.arange(3))
+    model, optimizer = grown(model, optimizer, config)
+    steps, rows = [], model.rows.detach().clone()
+    for _ in range(60):
+        model.rows.grad = torch.ones_like(model.rows)
+        optimizer.step()
+        steps.append(float((rows - model.rows.detach())[3:].mean()) / 0.01)
+        rows = model.rows.detach().clone()
+    expected = [
+        (1 - 0.9**k) / ((1 - 0.999**k) / (1 - 0.999 ** (before + k))) ** 0.5 for k in range(1, 61)
+    ]
+    assert steps == pytest.approx(expected, rel=1e-3)
+    assert steps[0] == pytest.approx((1 - 0.999**1001) ** 0.5 * 10**0.5, rel=1e-3)
+    assert max(expected) == expected[11] < 6.6
+
+
 def test_a_restored_optimizer_goes_on_bit_for_bit():
     start = torch.ones(4, WIDTH)
     one, other, places = Table(start), Table(start), torch.arange(4)
