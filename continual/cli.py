@@ -139,6 +139,8 @@ def run_train(options: argparse.Namespace) -> int:
 def _train_config(settings: list[str], resume: bool) -> "RunConfig":
     """The configuration that the command line means; a run goes on with its own settings."""
     from continual.config import differences, load_config, read_resolved
+    from continual.paths import expand
+    from dsi.corpus_reading import show
 
     # a path may have "=" in it: runs/rate=0.1
     paths = [s for s in settings if "=" not in s or os.path.exists(s)]
@@ -147,7 +149,13 @@ def _train_config(settings: list[str], resume: bool) -> "RunConfig":
         raise UserError(
             f"{' '.join(settings)}: expected at most one configuration file, then key=value"
         )
-    path = Path(paths[0]) if paths else None
+    keys = [setting.partition("=")[0].strip() for setting in overrides]
+    for i, key in enumerate(keys):
+        if key in keys[:i]:
+            raise UserError(
+                f"{show(overrides[i])}: {key[:80]} is given twice; leave one of them out"
+            )
+    path = Path(expand(paths[0], "configuration")) if paths else None
     if resume and path is not None and os.path.isdir(path):
         if not os.path.exists(path / "config.yaml"):
             raise UserError(f"{path}: no run here (config.yaml is missing); give a run directory")

@@ -24,6 +24,11 @@ BAD_COMMANDS = [
     ("train seed=1 --ovewrite x=1", "unrecognized arguments: --ovewrite", "dsi --help"),
     ("train one.yaml two.yaml", "one.yaml two.yaml: expected at most one configuration", ""),
     ("train seed=1 one.yaml", "seed=1 one.yaml: expected at most one configuration", ""),
+    ("train seed=1 seed=2", "'seed=2': seed is given twice", "leave one of them out"),
+    ("train method=cl_new method=default", "'method=default': method is given twice", "leave"),
+    ("train output=$NOWHERE_SET/x", "output: '$NOWHERE_SET/x': $NOWHERE_SET is not set", "write"),
+    ("train output=~nobody-here", "output: '~nobody-here': no such user", "write the path out"),
+    ("train ~nobody-here/a.yaml", "configuration: '~nobody-here/a.yaml': no such user", "write"),
     ("train absent.yaml", "absent.yaml: cannot read the configuration", "give a YAML file"),
     ("train folder", "folder: cannot read the configuration (Is a directory)", "--resume"),
     ("train trainin.updates=5", "trainin: unknown key", "did you mean 'training'"),
@@ -151,6 +156,17 @@ def test_options_may_stand_anywhere(place, trained, line):
     assert main(["train", *line.split()]) == 0
     config, resume, overwrite = trained[0]
     assert (config.seed, config.threads, resume, overwrite) == (4, 1, False, True)
+
+
+def test_a_home_folder_is_meant_where_no_shell_has_read_it(place, trained, monkeypatch):
+    monkeypatch.setenv("HOME", str(place))
+    monkeypatch.setenv("SCRATCH", str(place / "folder"))
+    (place / "file.yaml").write_text("output: $SCRATCH/runs\nmethod: ~/method.yaml\n")
+    (place / "method.yaml").write_text("seed: 5\n")
+    assert main(["train", "~/file.yaml", "data.corpus=~/folder"]) == 0
+    config = trained[0][0]
+    assert (config.output, config.seed) == (f"{place}/folder/runs", 5)
+    assert config.data.corpus == str(place / "folder")
 
 
 def test_nothing_given_is_the_quickstart(place, trained):
