@@ -2,6 +2,7 @@
 
 import os
 import shutil
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -12,6 +13,7 @@ from accelerate.state import AcceleratorState
 from continual import cli, runs
 from continual.cli import main
 from continual.config import dump, load_config
+from continual.interruption import Interrupted
 
 HEAVY = "torch transformers accelerate datasets numpy yaml pyarrow matplotlib wandb bm25s"
 
@@ -215,6 +217,68 @@ def test_search_prompts_until_an_empty_line(monkeypatch, capsys):
     assert out.count("about ether") == 2
     assert main(["search", "run", "wind"]) == 0
     assert capsys.readouterr().out.count("about wind") == 10
+
+
+def test_leaving_the_prompt_is_no_error(monkeypatch, capsys):
+    from dsi.index import SearchIndex
+
+    def stop(_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(SearchIndex, "load", lambda run, stage=None: [])
+    monkeypatch.setattr("builtins.input", stop)
+    assert main(["search", "run"]) == 130
+    out, err = capsys.readouterr()
+    assert out.endswith("\n\n") and err == ""
+
+
+def stopped(signum: int | None, where: str = ""):
+    """Something that is interrupted where it is called."""
+
+    def raise_(*_, **__):
+        raise Interrupted(signum, where) if signum else KeyboardInterrupt
+
+    return raise_
+
+
+@pytest.mark.parametrize(
+    ("line", "called", "stop", "said"),
+    [
+        ("search run x", "dsi.index.SearchIndex.load", stopped(None), "SIGINT"),
+        ("evaluate run", "continual.runs.evaluate", stopped(None), "SIGINT"),
+        ("report run", "continual.runs.report", stopped(None), "SIGINT"),
+        (
+            "train",
+            "continual.runs.train",
+            stopped(None),
+            "SIGINT before the first update; start it again",
+        ),
+        (
+            "train",
+            "continual.runs.train",
+            stopped(signal.SIGHUP),
+            "SIGHUP between two checkpoints; go on with --resume",
+        ),
+        (
+            "add run folder",
+            "continual.runs.add",
+            stopped(signal.SIGTERM, "at update 3 of stage 6"),
+            "SIGTERM at update 3 of stage 6; go on with dsi train --resume run",
+        ),
+        (
+            "add run folder",
+            "continual.runs.add",
+            stopped(None),
+            "SIGINT before the first update; start it",
+        ),
+    ],
+)
+def test_who_is_stopped_is_told_how_to_go_on(place, capsys, monkeypatch, line, called, stop, said):
+    monkeypatch.setattr(called, stop)
+    assert main(line.split()) > 128
+    err = capsys.readouterr().err
+    assert err.startswith(f"dsi: stopped by {said}") and err.count("\n") == 1
+    assert ("--resume" in err) == ("--resume" in said)
 
 
 def test_a_search_can_be_restricted(monkeypatch, tmp_path, capsys):
