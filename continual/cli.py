@@ -1,7 +1,7 @@
 """The command line: ``dsi train | add | search | evaluate | report``.
 
 A user's mistake is one line on standard error and exit status 2; a traceback is a bug of ours.
-SIGTERM and Ctrl-C end with 143 and 130, after a checkpoint if updates were being made.
+SIGTERM, SIGHUP and Ctrl-C end with 143, 129 and 130, after a checkpoint if updates were made.
 Heavy imports happen where they are used, so that ``dsi --help`` answers at once.
 """
 
@@ -34,6 +34,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     # bars of our own say what is going on; those of transformers only say that a file was read
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+    options = argparse.Namespace()
     try:
         parser = _parser()
         options, rest = parser.parse_known_args(arguments)
@@ -47,12 +48,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         say_once(f"dsi: error: {printable(str(error))}")
         return 2
     except KeyboardInterrupt as stop:
-        signum = getattr(stop, "signum", signal.SIGINT)
-        where = getattr(stop, "where", "") or "before anything new was kept"
         if not another_spoke():  # the launcher stops all processes when one has failed
-            name = signal.Signals(signum).name
-            say_once(f"dsi: stopped by {name} {where}; go on with --resume")
-        return 128 + signum
+            say_once(f"dsi: stopped by {_stopped(stop, options)}")
+        return 128 + getattr(stop, "signum", signal.SIGINT)
     except BrokenPipeError:
         # the reader of our output went away (dsi search ... | head): not worth a traceback
         sys.stdout = open(os.devnull, "w")  # noqa: SIM115
@@ -61,6 +59,18 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if another_spoke():  # its line says why the others lost it
             return 2
         raise
+
+
+def _stopped(stop: KeyboardInterrupt, options: argparse.Namespace) -> str:
+    """By which signal, where, and how to go on."""
+    name = signal.Signals(getattr(stop, "signum", signal.SIGINT)).name
+    if getattr(options, "run", None) not in (run_train, _add):
+        return name
+    if not hasattr(stop, "signum"):  # not of continual.interruption
+        return f"{name} before the first update; start it again"
+    where = getattr(stop, "where", "") or "between two checkpoints"
+    command = "--resume" if options.run is run_train else f"dsi train --resume {options.run_folder}"
+    return f"{name} {where}; go on with {command}"
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -139,6 +149,8 @@ def run_train(options: argparse.Namespace) -> int:
 def _train_config(settings: list[str], resume: bool) -> "RunConfig":
     """The configuration that the command line means; a run goes on with its own settings."""
     from continual.config import differences, load_config, read_resolved
+    from continual.paths import expand
+    from dsi.corpus_reading import show
 
     # a path may have "=" in it: runs/rate=0.1
     paths = [s for s in settings if "=" not in s or os.path.exists(s)]
@@ -147,7 +159,13 @@ def _train_config(settings: list[str], resume: bool) -> "RunConfig":
         raise UserError(
             f"{' '.join(settings)}: expected at most one configuration file, then key=value"
         )
-    path = Path(paths[0]) if paths else None
+    keys = [setting.partition("=")[0].strip() for setting in overrides]
+    for i, key in enumerate(keys):
+        if key in keys[:i]:
+            raise UserError(
+                f"{show(overrides[i])}: {key[:80]} is given twice; leave one of them out"
+            )
+    path = Path(expand(paths[0], "configuration")) if paths else None
     if resume and path is not None and os.path.isdir(path):
         if not os.path.exists(path / "config.yaml"):
             raise UserError(f"{path}: no run here (config.yaml is missing); give a run directory")
@@ -201,6 +219,9 @@ def _search(options: argparse.Namespace) -> int:
             query = input("> ").strip()
         except EOFError:
             return 0
+        except KeyboardInterrupt:  # a way to leave, like the empty line
+            print()
+            return 128 + signal.SIGINT
         if not query:
             return 0
         _print_results(index.search([query], options.k)[0])

@@ -24,6 +24,7 @@ from continual.components import (
     to_plain,
 )
 from continual.config_rules import check
+from continual.paths import expand, with_paths
 from dsi.corpus_reading import show
 from dsi.errors import UserError
 from dsi.views import View
@@ -318,7 +319,7 @@ def load_config(
     given: dict[str, Any] = {}
     for keys, value in assignments:
         given = _merge(given, _nested(keys, value))
-    config = parse(_merge(merged, given))
+    config = parse(with_paths(_merge(merged, given)))
     check(config)
     return config
 
@@ -366,7 +367,7 @@ def _preset(name: str) -> dict[str, Any]:
         text = (resources.files("continual") / "presets" / f"{name}.yaml").read_text("utf-8")
         return yaml.safe_load(text) or {}
     if name.endswith((".yaml", ".yml")):
-        return _read_yaml(Path(name))
+        return _read_yaml(Path(expand(name, "method")))
     raise UserError(f"method: unknown preset {show(name)}{suggest(name, preset_names())}")
 
 

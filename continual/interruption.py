@@ -1,4 +1,4 @@
-"""SIGTERM and Ctrl-C: a checkpoint first, then an exit status that says which it was."""
+"""SIGTERM, SIGHUP and Ctrl-C: a checkpoint first, then an exit status that says which it was."""
 
 import signal
 import threading
@@ -9,7 +9,9 @@ from typing import Any
 
 import torch
 
-SIGNALS = (signal.SIGTERM, signal.SIGINT)
+SIGNALS = [signal.SIGTERM, signal.SIGINT]
+if hasattr(signal, "SIGHUP"):  # the terminal was closed; Windows does without
+    SIGNALS.append(signal.SIGHUP)
 AGREE_EVERY = 10  # updates between two questions to the other ranks
 
 
@@ -35,11 +37,16 @@ class Signals:
 
     @contextmanager
     def handled(self) -> Iterator[None]:
-        """Within: SIGTERM and SIGINT are ours (in the main thread; elsewhere nothing changes)."""
+        """Within: the signals are ours (in the main thread; elsewhere nothing changes).
+
+        But not a SIGHUP that nohup has set to be ignored.
+        """
         if threading.current_thread() is not threading.main_thread():
             yield
             return
-        old = {number: signal.signal(number, self._handle) for number in SIGNALS}
+        hangup = getattr(signal, "SIGHUP", None)
+        ours = [n for n in SIGNALS if n != hangup or signal.getsignal(n) is not signal.SIG_IGN]
+        old = {number: signal.signal(number, self._handle) for number in ours}
         try:
             yield
         finally:

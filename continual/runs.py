@@ -143,9 +143,10 @@ def _run(
 
     trainer.run(resume, begin)
     if trainer.accelerator.is_main_process:
-        directory.seal(folder)
-        directory.finish_environment(folder)
-        _show(folder)
+        with trainer.signals.handled():
+            directory.seal(folder)
+            directory.finish_environment(folder)
+            _show(folder)
     return folder
 
 

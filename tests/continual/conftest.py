@@ -113,13 +113,14 @@ class Lab:
         self._kept: dict[tuple[str, ...], Path] = {}
 
     def settings(self, *settings: str, output: Path | None = None) -> list[str]:
-        """The arguments of ``dsi train`` for a tiny run."""
+        """Arguments of ``dsi train`` for a tiny run; of a setting given twice the last holds."""
         where = output or self.folder / f"output-{len(list(self.folder.iterdir()))}"
         where.mkdir(parents=True, exist_ok=True)
-        return [f"output={where}", f"data.corpus={self.corpus}", *SMALL, *settings]
+        given = (f"output={where}", f"data.corpus={self.corpus}", *SMALL, *settings)
+        return list({text.partition("=")[0]: text for text in given}.values())
 
     def config(self, *settings: str, output: Path | None = None) -> RunConfig:
-        """The configuration of a tiny run; of a setting given twice the last holds."""
+        """The configuration of a tiny run."""
         return load_config(None, self.settings(*settings, output=output))
 
     def train(self, *settings: str, output: Path | None = None, **options: Any) -> Path:

@@ -2,6 +2,7 @@
 
 import os
 import shutil
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -12,6 +13,7 @@ from accelerate.state import AcceleratorState
 from continual import cli, runs
 from continual.cli import main
 from continual.config import dump, load_config
+from continual.interruption import Interrupted
 
 HEAVY = "torch transformers accelerate datasets numpy yaml pyarrow matplotlib wandb bm25s"
 
@@ -24,6 +26,11 @@ BAD_COMMANDS = [
     ("train seed=1 --ovewrite x=1", "unrecognized arguments: --ovewrite", "dsi --help"),
     ("train one.yaml two.yaml", "one.yaml two.yaml: expected at most one configuration", ""),
     ("train seed=1 one.yaml", "seed=1 one.yaml: expected at most one configuration", ""),
+    ("train seed=1 seed=2", "'seed=2': seed is given twice", "leave one of them out"),
+    ("train method=cl_new method=default", "'method=default': method is given twice", "leave"),
+    ("train output=$NOWHERE_SET/x", "output: '$NOWHERE_SET/x': $NOWHERE_SET is not set", "write"),
+    ("train output=~nobody-here", "output: '~nobody-here': no such user", "write the path out"),
+    ("train ~nobody-here/a.yaml", "configuration: '~nobody-here/a.yaml': no such user", "write"),
     ("train absent.yaml", "absent.yaml: cannot read the configuration", "give a YAML file"),
     ("train folder", "folder: cannot read the configuration (Is a directory)", "--resume"),
     ("train trainin.updates=5", "trainin: unknown key", "did you mean 'training'"),
@@ -153,6 +160,17 @@ def test_options_may_stand_anywhere(place, trained, line):
     assert (config.seed, config.threads, resume, overwrite) == (4, 1, False, True)
 
 
+def test_a_home_folder_is_meant_where_no_shell_has_read_it(place, trained, monkeypatch):
+    monkeypatch.setenv("HOME", str(place))
+    monkeypatch.setenv("SCRATCH", str(place / "folder"))
+    (place / "file.yaml").write_text("output: $SCRATCH/runs\nmethod: ~/method.yaml\n")
+    (place / "method.yaml").write_text("seed: 5\n")
+    assert main(["train", "~/file.yaml", "data.corpus=~/folder"]) == 0
+    config = trained[0][0]
+    assert (config.output, config.seed) == (f"{place}/folder/runs", 5)
+    assert config.data.corpus == str(place / "folder")
+
+
 def test_nothing_given_is_the_quickstart(place, trained):
     assert main(["train"]) == 0
     assert trained == [(load_config(), False, False)]
@@ -201,6 +219,68 @@ def test_search_prompts_until_an_empty_line(monkeypatch, capsys):
     assert out.count("about ether") == 2
     assert main(["search", "run", "wind"]) == 0
     assert capsys.readouterr().out.count("about wind") == 10
+
+
+def test_leaving_the_prompt_is_no_error(monkeypatch, capsys):
+    from dsi.index import SearchIndex
+
+    def stop(_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(SearchIndex, "load", lambda run, stage=None: [])
+    monkeypatch.setattr("builtins.input", stop)
+    assert main(["search", "run"]) == 130
+    out, err = capsys.readouterr()
+    assert out.endswith("\n\n") and err == ""
+
+
+def stopped(signum: int | None, where: str = ""):
+    """Something that is interrupted where it is called."""
+
+    def raise_(*_, **__):
+        raise Interrupted(signum, where) if signum else KeyboardInterrupt
+
+    return raise_
+
+
+@pytest.mark.parametrize(
+    ("line", "called", "stop", "said"),
+    [
+        ("search run x", "dsi.index.SearchIndex.load", stopped(None), "SIGINT"),
+        ("evaluate run", "continual.runs.evaluate", stopped(None), "SIGINT"),
+        ("report run", "continual.runs.report", stopped(None), "SIGINT"),
+        (
+            "train",
+            "continual.runs.train",
+            stopped(None),
+            "SIGINT before the first update; start it again",
+        ),
+        (
+            "train",
+            "continual.runs.train",
+            stopped(signal.SIGHUP),
+            "SIGHUP between two checkpoints; go on with --resume",
+        ),
+        (
+            "add run folder",
+            "continual.runs.add",
+            stopped(signal.SIGTERM, "at update 3 of stage 6"),
+            "SIGTERM at update 3 of stage 6; go on with dsi train --resume run",
+        ),
+        (
+            "add run folder",
+            "continual.runs.add",
+            stopped(None),
+            "SIGINT before the first update; start it",
+        ),
+    ],
+)
+def test_who_is_stopped_is_told_how_to_go_on(place, capsys, monkeypatch, line, called, stop, said):
+    monkeypatch.setattr(called, stop)
+    assert main(line.split()) > 128
+    err = capsys.readouterr().err
+    assert err.startswith(f"dsi: stopped by {said}") and err.count("\n") == 1
+    assert ("--resume" in err) == ("--resume" in said)
 
 
 def test_a_search_can_be_restricted(monkeypatch, tmp_path, capsys):

@@ -127,7 +127,9 @@ def test_outside_of_updates_a_signal_stops_at_once(lab, tmp_path):
     assert lab.results(run) == lab.results(lab.kept())
 
 
-@pytest.mark.parametrize(("signum", "status"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
+@pytest.mark.parametrize(
+    ("signum", "status"), [(signal.SIGTERM, 143), (signal.SIGINT, 130), (signal.SIGHUP, 129)]
+)
 def test_the_exit_status_says_what_stopped_it(lab, tmp_path, capsys, monkeypatch, signum, status):
     step = trainer.take_step
 

@@ -13,7 +13,7 @@ from continual.interruption import AGREE_EVERY, Interrupted, Signals
 ALONE = SimpleNamespace(num_processes=1)
 
 
-@pytest.mark.parametrize("signum", [signal.SIGTERM, signal.SIGINT])
+@pytest.mark.parametrize("signum", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP])
 def test_a_signal_waits_where_updates_are_made_and_the_second_does_not(signum):
     signals = Signals(ALONE)
     with signals.handled():
@@ -33,6 +33,18 @@ def test_elsewhere_a_signal_raises_and_handlers_are_put_back():
     with pytest.raises(Interrupted), signals.handled():
         os.kill(os.getpid(), signal.SIGTERM)
     assert signal.getsignal(signal.SIGTERM) is before
+
+
+def test_what_nohup_ignores_stays_ignored():
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        with Signals(ALONE).handled():
+            os.kill(os.getpid(), signal.SIGHUP)
+            assert signal.getsignal(signal.SIGHUP) is signal.SIG_IGN
+            assert signal.getsignal(signal.SIGTERM) is not signal.SIG_DFL
+        assert signal.getsignal(signal.SIGHUP) is signal.SIG_IGN
+    finally:
+        signal.signal(signal.SIGHUP, before)
 
 
 def test_ranks_stop_together():

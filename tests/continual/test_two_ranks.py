@@ -199,8 +199,8 @@ with open(f"{place}/statuses-{os.environ['RANK']}", "w") as file:
     print(*statuses, file=file)
 if os.environ["RANK"] == "1":
     os.rename(lost, f"{lost}.moved")
-    settings += [f"data.corpus={lost}"]
-sys.exit(main(["train", *settings, "name=other"]))
+other = [text for text in settings if not text.startswith(("name=", "data.corpus="))]
+sys.exit(main(["train", *other, "name=other", f"data.corpus={lost}"]))
 """
 
 
