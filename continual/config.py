@@ -85,7 +85,8 @@ class SamplingConfig:
 
 @dataclasses.dataclass(frozen=True)
 class PromptsConfig:
-    """Text in front of every input, one per task (DSI trains both tasks in one model)."""
+    """Text in front of every input, one per task (DSI trains both tasks in one model); each of 512
+    tokens at most."""
 
     indexing: str = ""
     retrieval: str = ""

@@ -18,13 +18,12 @@ from accelerate import Accelerator
 from accelerate.utils import gather_object
 
 from continual.config import RunConfig
-from continual.mixture import prompt_ids
 from continual.stream import Judged, Stream
 from dsi.decoding import Found
 from dsi.metrics import gold_ranks, hits, mrr
 from dsi.model import DSIModel
 from dsi.ranking import Ranker
-from dsi.tokenization import Tokens, gather, padded
+from dsi.tokenization import Tokens, gather, padded, prompt_ids
 
 METRICS = ("hits@1", "hits@10", "mrr@10", "indexing_accuracy")
 

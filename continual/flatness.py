@@ -20,13 +20,12 @@ from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from continual.config import RunConfig, SharpnessMeasurement
-from continual.mixture import prompt_ids
 from continual.sharpness._policy import along, dot, norm, plus, ratio, times
 from continual.stream import Stream
 from dsi.batching import Batch
 from dsi.model import DSIModel
 from dsi.seeding import derive, numpy_rng
-from dsi.tokenization import gather, padded
+from dsi.tokenization import gather, padded, prompt_ids
 
 Losses = Callable[[], Iterable[Tensor]]
 """The loss in parts that add up to it, each with a graph of its own."""

@@ -20,6 +20,7 @@ from dsi.sources import (
     Source,
     TextSource,
 )
+from dsi.tokenization import prompt_ids
 
 
 def document_groups(
@@ -110,12 +111,6 @@ def batch_shape(
         size = examples_for(sources, training.batch_tokens, window, seed)
     groups, multiple = training.length_groups, training.pad_to_multiple
     return BatchShape(max(size, least), pad, groups, even, least, multiple)
-
-
-def prompt_ids(tokenizer: PreTrainedTokenizerFast, prompt: str) -> np.ndarray:
-    """A task prompt as token ids, int32."""
-    ids = tokenizer.backend_tokenizer.encode(prompt, add_special_tokens=False).ids if prompt else []
-    return np.asarray(ids, np.int32)
 
 
 def _query_sources(config, pools, share, sampler, stage, tokenizer) -> list[Source]:

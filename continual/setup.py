@@ -20,7 +20,7 @@ from dsi.errors import UserError
 from dsi.files import cache_folder, replace_atomically
 from dsi.model import DSIModel, from_checkpoint, from_scratch
 from dsi.seeding import derive
-from dsi.tokenization import load_tokenizer, train_tokenizer
+from dsi.tokenization import load_tokenizer, prompt_ids, train_tokenizer
 
 TOKENIZER_BYTES = 1 << 25  # of text that a tokenizer is trained on
 
@@ -75,6 +75,8 @@ def prepare(
         tokenizer = _trained(config, parts[0])
     else:
         tokenizer = load_tokenizer(config.tokenizer.source)
+    for task, prompt in vars(config.prompts).items():
+        prompt_ids(tokenizer, prompt, f"prompts.{task}")  # says now what is too long
     stream = Stream(
         parts,
         tokenizer,
@@ -146,7 +148,7 @@ def _trained(config: RunConfig, first: Part) -> PreTrainedTokenizerFast:
     every third, and so on.
     """
     data, size = config.data, config.tokenizer.vocabulary_size
-    settings = f"unigram-2:{first.corpus.content_hash}:{data.title}:{data.lowercase}:{size}"
+    settings = f"unigram-3:{first.corpus.content_hash}:{data.title}:{data.lowercase}:{size}"
     rows = hashlib.sha256(np.ascontiguousarray(first.rows, "<i8").tobytes()).hexdigest()
     lengths = call_function("binary_length", [first.corpus.documents["text"]]).to_numpy()
     step = max(1, math.ceil(int(lengths[first.rows].sum()) / TOKENIZER_BYTES))

@@ -21,7 +21,14 @@ from dsi.files import as_written, read_json
 from dsi.manifest import verify
 from dsi.ranking import Ranker
 from dsi.stored import StoredModel, StoredTokenizer, stored_model, stored_tokenizer
-from dsi.tokenization import LONGEST_QUERY, gather, load_tokenizer, padded, tokenize
+from dsi.tokenization import (
+    LONGEST_QUERY,
+    gather,
+    load_tokenizer,
+    padded,
+    prompt_ids,
+    tokenize,
+)
 from dsi.trie import Trie
 
 if TYPE_CHECKING:
@@ -70,10 +77,8 @@ class SearchIndex:
         self._corpora = [(corpus, id_rows(corpus.documents["id"])) for corpus in corpora]
         self.warnings: tuple[str, ...] = tuple(how.get("warnings", ()))
         self._lowercase: bool = how.get("lowercase", False)
-        prompt: str = how.get("prompt", "")
-        ids = tokenizer.backend_tokenizer.encode(prompt, add_special_tokens=False).ids
         self._allowed: np.ndarray | None = None
-        self._prompt = np.asarray(ids if prompt else [], np.int32)
+        self._prompt = prompt_ids(tokenizer, how.get("prompt", ""))
         special = [tokenizer.unk_token_id, tokenizer.pad_token_id, tokenizer.eos_token_id]
         # "▁" is where a word begins: it stands before an unknown one, too
         meaningless = [*special, tokenizer.backend_tokenizer.token_to_id("▁")]

@@ -22,6 +22,7 @@ BUCKETS = (
     2**20
 )  # of the document frequency table: 4 MB whatever the corpus; collisions are harmless
 ROUNDS = 3  # a document that repeats itself is asked again, at most so often
+LONGEST = 2_000  # characters of a query, for words without end (base64, text without spaces)
 MIN_IDF = 1e-3  # a word of every document is drawn only when nothing else is left
 WORD = re.compile(r"\w+(?:['\u2019\-]\w+)*")
 EDGES = re.compile(r"^[^\w]+|[^\w]+$")
@@ -131,11 +132,11 @@ class LexicalQueries:
                 ranking = times.argsort(axis=1)
             for i in range(count):
                 if are_terms[i] and len(terms):
-                    query = " ".join(terms[j] for j in np.sort(ranking[i, : sizes[i]]))
+                    query = " ".join(terms[j] for j in np.sort(ranking[i, : sizes[i]]))[:LONGEST]
                 else:
                     length = min(int(lengths[i]), len(words))
                     start = int(starts[i] * (len(words) - length + 1))
-                    query = EDGES.sub("", " ".join(words[start : start + length]))
+                    query = EDGES.sub("", " ".join(words[start : start + length])[:LONGEST])
                 if query:
                     found.setdefault(query.lower(), query)
                 if len(found) == count:

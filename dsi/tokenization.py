@@ -26,7 +26,8 @@ if TYPE_CHECKING:
     from dsi.stored import StoredTokenizer
 
 NUM_SENTINELS = 32  # <extra_id_0> ...: enough for span corruption of a passage of 256 tokens
-LONGEST_QUERY = 512  # tokens that are read of one: memory grows with the square
+LONGEST_QUERY = 512  # tokens that are read of one, and of a prompt: memory grows with the square
+LONGEST_WORD = 1_000  # characters; the trainer's time grows with the square, pieces have 16 at most
 BATCH = 2_000
 BLOCK = 1 << 20  # tokens copied at once
 MOST_IN_MEMORY = 1 << 24  # tokens of a corpus in another order; more are mapped from the disk
@@ -138,7 +139,7 @@ def train_tokenizer(texts: Iterable[str], vocabulary_size: int) -> "PreTrainedTo
     written = io.BytesIO()
     try:
         sentencepiece.SentencePieceTrainer.train(
-            sentence_iterator=(unicodedata.normalize("NFKC", text) for text in texts),
+            sentence_iterator=(_cut(unicodedata.normalize("NFKC", text)) for text in texts),
             model_writer=written,
             model_type="unigram",
             vocab_size=vocabulary_size - NUM_SENTINELS,
@@ -174,6 +175,15 @@ def train_tokenizer(texts: Iterable[str], vocabulary_size: int) -> "PreTrainedTo
         unk_token="<unk>",
         additional_special_tokens=[f"<extra_id_{i}>" for i in range(NUM_SENTINELS)],
     )
+
+
+def _cut(text: str) -> str:
+    """The text with white space in words without end (sequences of letters, base64)."""
+    words = text.split()
+    if max(map(len, words), default=0) <= LONGEST_WORD:
+        return text
+    places = ((word, range(0, len(word), LONGEST_WORD)) for word in words)
+    return " ".join(word[i : i + LONGEST_WORD] for word, starts in places for i in starts)
 
 
 def load_tokenizer(source: str | Path) -> "PreTrainedTokenizerFast":
@@ -228,6 +238,17 @@ def tokenize(
     so that no example is empty.
     """
     return Tokens.concatenate([Tokens.from_lists([]), *_tokenized(tokenizer, texts)])
+
+
+def prompt_ids(
+    tokenizer: "PreTrainedTokenizerFast | StoredTokenizer", prompt: str, where: str = "prompt"
+) -> np.ndarray:
+    """A task prompt as token ids, int32; ``where``: what an error calls it."""
+    ids = tokenizer.backend_tokenizer.encode(prompt, add_special_tokens=False).ids if prompt else []
+    if len(ids) > LONGEST_QUERY:
+        what = f"{len(ids)} tokens, at most {LONGEST_QUERY} are read"
+        raise UserError(f"{where}: {what}; write a shorter one")
+    return np.asarray(ids, np.int32)
 
 
 def _tokenized(

@@ -25,7 +25,7 @@ from dsi.pseudo_queries import cached_generate
 from dsi.query_generation import GeneratorConfig, QueryGenerator, share
 from dsi.sampling import SamplingConfig
 from dsi.seeding import derive
-from dsi.tokenization import Tokens, tokenize, tokenizer_fingerprint
+from dsi.tokenization import LONGEST_QUERY, Tokens, tokenize, tokenizer_fingerprint
 
 
 class GenerativeReplay:
@@ -129,7 +129,7 @@ class GenerativeReplay:
                 numbers += [start + number] * len(queries)
                 texts += queries
             if texts:
-                tokens = tokenize(context.tokenizer, texts)
+                tokens = tokenize(context.tokenizer, texts).heads(LONGEST_QUERY)
                 memory[writer] = (tokens, np.asarray(numbers, np.int64))
         return memory
 

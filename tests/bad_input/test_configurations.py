@@ -137,6 +137,12 @@ BAD_SETTINGS: dict[str, tuple[str, str, str]] = {
         "prompts.retrieval: half a surrogate pair",
         "remove it",
     ),
+    "a gigantic prompt": ("prompts.retrieval=" + "w" * 20_000, "prompts.retrieval: ", "shorter"),
+    "a gigantic prompt of words": (
+        "prompts.indexing=" + "a whale " * 999,
+        "prompts.ind",
+        "at most",
+    ),
     "a name of bytes": ("name=\udcff", "'name=\\udcff': the value is not valid", "quote it"),
     "an output with a NUL": ('output="a\\0"', "output: must be a folder", "control"),
     "an empty output": ("output=''", "output: must be a folder", "''"),

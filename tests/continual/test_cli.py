@@ -227,7 +227,10 @@ def test_leaving_the_prompt_is_no_error(monkeypatch, capsys):
     def stop(_):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(SearchIndex, "load", lambda run, stage=None: [])
+    empty = SearchIndex.__new__(SearchIndex)
+    monkeypatch.setattr(SearchIndex, "__len__", lambda index: 0)
+    empty.warnings = []
+    monkeypatch.setattr(SearchIndex, "load", lambda run, stage=None: empty)
     monkeypatch.setattr("builtins.input", stop)
     assert main(["search", "run"]) == 130
     out, err = capsys.readouterr()

@@ -1,4 +1,5 @@
 import json
+import time
 
 import numpy as np
 import pytest
@@ -93,3 +94,19 @@ def test_settings_that_cannot_work():
         LexicalQueries.Config(terms_min=0)
     with pytest.raises(ValueError, match="fit"):
         LexicalQueries().generate(TEXTS, KEYS, 1, seed=0)
+
+
+ENDLESS = {
+    "letters": "x" * 200_000,
+    "Chinese": "\u9be8" * 20_000,
+    "emoji within letters": f"a{chr(0x1F40B) * 20_000}b",
+    "many of them": " ".join(letter * 20_000 for letter in "abcdefghij"),
+}
+
+
+@pytest.mark.parametrize("text", ENDLESS.values(), ids=ENDLESS)
+def test_a_word_without_end_gives_queries_of_a_length_to_read(text):
+    started = time.process_time()
+    (own,) = lexical().generate([text], ["a"], 10, seed=0)
+    assert own and all(0 < len(query) <= 2_000 for query in own)
+    assert time.process_time() - started < 2  # not the square of its length

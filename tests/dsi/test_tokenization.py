@@ -16,6 +16,7 @@ from dsi.tokenization import (
     batches,
     cached_tokenize,
     load_tokenizer,
+    prompt_ids,
     tokenize,
     tokenizer_fingerprint,
     train_tokenizer,
@@ -43,6 +44,28 @@ def tokenizer(texts) -> PreTrainedTokenizerFast:
 def pieces(tokenizer: PreTrainedTokenizerFast) -> set[str]:
     special = set(tokenizer.all_special_tokens) | {f"<extra_id_{i}>" for i in range(NUM_SENTINELS)}
     return set(tokenizer.get_vocab()) - special
+
+
+def test_the_trainer_is_not_given_words_without_end(monkeypatch):
+    given = []
+
+    def train(sentence_iterator, **_):
+        given.extend(sentence_iterator)
+        raise RuntimeError
+
+    monkeypatch.setattr("sentencepiece.SentencePieceTrainer.train", train)
+    texts = ["a  b\n" + "c" * 1000, "a  b " + "c" * 2500, "", "\ufdfa" * 100]
+    with pytest.raises(UserError):
+        train_tokenizer(texts, 200)
+    # what is not cut stays as it was written
+    assert given[:3] == [texts[0], f"a b {'c' * 1000} {'c' * 1000} {'c' * 500}", ""]
+    assert max(len(word) for text in given for word in text.split()) == 1000
+
+
+def test_a_prompt_is_as_long_as_a_query_at_most(tokenizer):
+    assert len(prompt_ids(tokenizer, "whale " * 400)) <= 512
+    with pytest.raises(UserError, match=r"^prompts\.retrieval: \d+ tokens, at most 512 are read"):
+        prompt_ids(tokenizer, "whale" * 4_000, "prompts.retrieval")
 
 
 # --- Tokens ---------------------------------------------------------------------------------------

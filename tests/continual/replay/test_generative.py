@@ -12,6 +12,7 @@ from continual.setup import prepare
 from dsi.errors import UserError
 from dsi.lexical_queries import LexicalQueries
 from dsi.query_generation import GeneratorConfig, QueryGenerator
+from dsi.tokenization import LONGEST_QUERY
 
 TINY = GeneratorConfig(
     d_model=16, num_layers=1, num_decoder_layers=1, num_heads=2, d_ff=16, updates=3, batch_size=8
@@ -84,6 +85,19 @@ def test_what_is_written_is_what_is_rehearsed(begin, material):
         assert pool.tokens[i].tolist() == backend.encode(query, add_special_tokens=False).ids
         own = next(iter(stream.texts(number, number + 1))).split()
         assert set(query.split()) <= set(own)  # lexical queries are made of the document's words
+
+
+@pytest.mark.parametrize("memory", ["lexical", "learned"])
+def test_a_text_without_a_space_is_rehearsed_up_to_the_length_of_a_query(
+    begin, material, monkeypatch, memory
+):
+    monkeypatch.setattr(
+        material.stream, "texts", lambda start, stop: ["the" * 7_000] * (stop - start)
+    )
+    (pool,) = begin(make(memory=memory), 1)
+    longest = {"lexical": LONGEST_QUERY, "learned": TINY.query_length}
+    assert pool.tokens.lengths.max() <= longest[memory]
+    assert max(len(q) for line in lines(begin.run, 0) for q in line["queries"]) <= 2_000
 
 
 @pytest.mark.parametrize(
