@@ -21,6 +21,7 @@ from dsi.files import cache_folder, replace_atomically
 from dsi.model import DSIModel, from_checkpoint, from_scratch
 from dsi.seeding import derive
 from dsi.tokenization import load_tokenizer, prompt_ids, train_tokenizer
+from dsi.views import has_words
 
 TOKENIZER_BYTES = 1 << 25  # of text that a tokenizer is trained on
 
@@ -84,6 +85,12 @@ def prepare(
         lowercase=config.data.lowercase,
         with_set_view=any(view.name == "set" and view.weight > 0 for view in config.views),
     )
+    embedding = getattr(config.docids.settings, "embedding", None)
+    is_tfidf = embedding is not None and embedding.source == "tfidf"
+    if is_tfidf and not has_words(stream.texts(0, stream.count(0))):
+        raise UserError(
+            "docids.embedding.source: tfidf finds no words in D_0; choose model, or docids=atomic"
+        )
     return Material(stream, tokenizer, warnings)
 
 

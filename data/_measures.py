@@ -66,8 +66,11 @@ def bm25_hits(
     """
     import bm25s
 
+    found = [words(text) for text in texts]
+    if not any(found):  # which bm25s cannot index
+        return 0.0, 0.0
     index = bm25s.BM25(k1=0.9, b=0.4)
-    index.index([words(text) for text in texts], show_progress=False)
+    index.index(found, show_progress=False)
     depth = min(10, len(texts))
     known = set(index.vocab_dict)
     hits = {1: 0, 10: 0}

@@ -14,7 +14,7 @@ import numpy as np
 
 from dsi.lexical_queries import WORD
 from dsi.seeding import numpy_rng
-from dsi.views import STOP_WORDS
+from dsi.views import STOP_WORDS, has_words
 
 CONTENT_SHARE = 0.1  # a word in more of the documents than this is no content word
 SNIPPET = 300  # characters of a document in an example
@@ -26,6 +26,7 @@ def bm25_ranks(
     """1-based rank of document ``gold[q]`` for query q, int64 (Q,); 0 if not among the first k.
 
     BM25 as in Lucene with k1 0.9, b 0.4 (Anserini's values), lower case, no stemming, no stop list.
+    Texts without any word (see :func:`dsi.views.has_words`) are found by no query.
     """
     import bm25s
 
@@ -33,9 +34,11 @@ def bm25_ranks(
     if len(queries) != len(gold):
         raise ValueError(f"{len(queries)} queries and {len(gold)} gold documents")
     texts = list(texts)
+    ranks = np.zeros(len(queries), dtype=np.int64)
+    if not has_words(texts):
+        return ranks
     index = bm25s.BM25(method="lucene", k1=0.9, b=0.4)
     index.index(bm25s.tokenize(texts, stopwords=[], show_progress=False), show_progress=False)
-    ranks = np.zeros(len(queries), dtype=np.int64)
     for start in range(0, len(queries), 1000):  # bounds the memory of one call
         batch = list(queries[start : start + 1000])
         words = bm25s.tokenize(batch, stopwords=[], return_ids=False, show_progress=False)
@@ -74,7 +77,8 @@ def measure(
       no English stop word and in at most 10 % of the texts (or in a single one);
     - ``examples``: [{"document": snippet, "queries": [...]}] of seeded documents.
 
-    None where there is nothing to average, so that the result is JSON.
+    None where there is nothing to average (or no text has a word that BM25 could find), so that the
+    result is JSON.
     """
     rows = list(range(len(queries))) if rows is None else [int(row) for row in rows]
     assert len(rows) == len(queries)
@@ -84,7 +88,7 @@ def measure(
     if len(flat) > sample:
         asked = [flat[int(i)] for i in np.sort(rng.choice(len(flat), sample, replace=False))]
     ranks = np.zeros(0, dtype=np.int64)
-    if asked:
+    if asked and has_words(texts):
         gold = np.array([row for _, row in asked])
         ranks = bm25_ranks([query for query, _ in asked], gold, texts, 10)
     shown = [int(i) for i in rng.permutation(len(queries))[:examples]]

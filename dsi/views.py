@@ -4,7 +4,8 @@ Each view is vectorised over the examples of one batch window and draws from the
 Shape legend: E examples of the window.
 """
 
-from collections.abc import Callable
+import re
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
 import numpy as np
@@ -20,6 +21,8 @@ that the their them then there these they this those through to too under until 
 were what when where which while who whom why will with would you your
 """
 STOP_WORDS = frozenset(_STOP_WORDS.split())
+
+_WORD = re.compile(r"\b\w\w+\b")
 
 Span = tuple[np.ndarray, np.ndarray]  # start within the document and length, int64 (E,) each
 
@@ -38,6 +41,14 @@ def chunk(lengths: np.ndarray, shortest: int, longest: int, rng: np.random.Gener
     taken = np.minimum(wanted, lengths)
     starts = rng.integers(0, lengths - taken + 1)
     return starts, taken
+
+
+def has_words(texts: Iterable[str]) -> bool:
+    """Whether any text has a word of two letters, the least that BM25 and TF-IDF count here.
+
+    bm25s and scikit-learn raise errors of their own for texts of emoji or single letters alone.
+    """
+    return any(_WORD.search(text) for text in texts)
 
 
 def set_text(text: str) -> str:

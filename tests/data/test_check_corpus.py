@@ -162,3 +162,7 @@ def test_near_duplicates_is_the_jaccard_of_all_pairs():
                 brute.append((len(s & t) / len(s | t), one, other))
     assert _measures.near_duplicates(texts, 0.0) == sorted(brute, reverse=True)
     assert [pair[1:] for pair in _measures.near_duplicates(texts, 0.9)] == [(2, 3)]
+
+
+def test_bm25_finds_nothing_among_texts_without_words():
+    assert _measures.bm25_hits(["...", "?!"], ["whale", "..."], [{0}, {1}]) == (0.0, 0.0)

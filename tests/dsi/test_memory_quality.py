@@ -27,6 +27,16 @@ def test_ranks_are_by_score_and_cut_at_k():
     assert first.tolist() == [1, 0, 0, 0]
 
 
+@pytest.mark.parametrize("texts", [["🐋 🎻", "🏔"], ["a b", "c"], ["...", "?!"]])
+def test_texts_without_words_are_found_by_nothing(texts):
+    queries = [*texts, "whale"]
+    assert bm25_ranks(queries, np.array([0, 1, 0]), texts, k=10).tolist() == [0, 0, 0]
+    result = measure([["whale"], [texts[1]]], texts)
+    assert (result["queries"], result["bm25_at_1"], result["bm25_at_10"]) == (2, None, None)
+    # beside a text with words they are measured as before
+    assert measure([["whale"], [texts[1]]], ["a whale", texts[1]])["bm25_at_10"] == 0.5
+
+
 def test_round_trip_filter():
     kept, documents = round_trip_filter(
         list("abcd"), np.array([7, 8, 9, 7]), np.array([1, 0, 3, 2]), k=2
