@@ -3,6 +3,7 @@
 import argparse
 import json
 import platform
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,15 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--rounds", type=int, default=5, help="a number is their median")
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--json", type=Path, help="write all numbers to this file")
+
+
+def require_device(name: str) -> None:
+    """End with one line and status 2 where there is no such device."""
+    import torch  # others measure what a process without it needs
+
+    if name == "cuda" and not torch.cuda.is_available():
+        print("--device cuda: torch finds no CUDA device here; use --device cpu", file=sys.stderr)
+        raise SystemExit(2)
 
 
 def keep(numbers: Any, path: Path | None) -> None:

@@ -43,7 +43,7 @@ import torch
 from transformers import T5Config, T5ForConditionalGeneration
 
 from benchmarks.decoding import BASE
-from benchmarks.options import add_options, keep, processor
+from benchmarks.options import add_options, keep, processor, require_device
 from benchmarks.updates import SMALL, make_accelerator, no_sharpness, update
 from continual.config import TrainingConfig
 from continual.optimization import make_optimizer
@@ -527,6 +527,7 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
 def main(arguments: Sequence[str] | None = None) -> dict[str, Any]:
     """Run the tables."""
     options = parse(arguments)
+    require_device(options.device)
     torch.set_num_threads(options.threads)
     machine = torch.cuda.get_device_name() if options.device == "cuda" else processor()
     result: dict[str, Any] = {

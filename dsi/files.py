@@ -24,6 +24,7 @@ NOT_WRITABLE = (
     errno.EPERM,
     errno.EIO,
 )
+OUT_OF_PLACE = (errno.EEXIST, errno.ENOTDIR, errno.EISDIR, errno.ELOOP)
 _REMEDY = "make room or give write access, then go on with --resume: what was kept is whole"
 
 
@@ -73,11 +74,16 @@ def write_bytes(path: Path, content: bytes) -> None:
     """Replace ``path`` by ``content`` in one step."""
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.tmp")
-    with open(temporary, "wb") as file:
-        file.write(content)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(temporary, path)
+    try:
+        with open(temporary, "wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    except BaseException:
+        with suppress(OSError):
+            temporary.unlink(missing_ok=True)
+        raise
 
 
 def write_json(path: Path, value: Any) -> None:
@@ -114,10 +120,18 @@ def as_written(path: Path) -> Iterator[None]:
 
 @contextmanager
 def reported(folder: Path) -> Iterator[None]:
-    """Turns a full disk, a missing permission and the like into one line."""
+    """Turns a full disk, a missing permission and the like into one line.
+
+    So is a file of ``folder`` where a folder belongs, the other way round, or a link to nowhere.
+    """
     try:
         yield
     except OSError as error:
+        path = error.filename2 or error.filename or ""
+        inside = Path(os.path.abspath(path)).is_relative_to(os.path.abspath(folder))
+        if error.errno in OUT_OF_PLACE and inside:
+            why = os.strerror(error.errno).lower()
+            raise UserError(f"{path}: {why}; something else belongs there, move it away") from error
         if error.errno not in NOT_WRITABLE:
             raise
         where, why = error.filename or folder, os.strerror(error.errno)

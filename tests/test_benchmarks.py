@@ -120,6 +120,15 @@ def test_random_batches_have_the_examples_of_the_windows():
     assert sum(b.input_ids.numel() for b in mixed) > sum(b.input_ids.numel() for b in batches)
 
 
+def test_a_device_that_is_not_there_is_one_line(monkeypatch, capsys):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    with pytest.raises(SystemExit) as stop:
+        training.main([*TINY, "--device", "cuda"])
+    assert stop.value.code == 2
+    out, err = capsys.readouterr()
+    assert (out, err.count("\n")) == ("", 1) and err.startswith("--device cuda: ")
+
+
 def test_learning_and_real_text(cache, tmp_path):
     scaling.write_stream(tmp_path / "corpus", 2, 15)
     corpus = ["--corpus", str(tmp_path / "corpus")]

@@ -515,6 +515,12 @@ def test_a_stage_that_is_no_folder_is_one_line(place: Place, run, make: Damage) 
         place.refuse(command, f"{start}/stages/05: not a folder", "move it away")
 
 
+@pytest.mark.parametrize("name", [".lock", ".lock.json"])
+def test_a_folder_in_the_place_of_the_lock_is_one_line(place: Place, run, name: str) -> None:
+    (run / name).mkdir()
+    place.refuse(ADD, "", f"run/{name}: is a directory; something else belongs there, move it away")
+
+
 def test_a_trie_that_is_gone_is_made_from_the_docids(place: Place, lab) -> None:
     from tests.bad_input.conftest import KINDS, ORIGINAL, QUICK
 

@@ -6,7 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from dsi.files import cache_folder, replace_atomically, write_json, write_text
+from dsi.errors import UserError
+from dsi.files import cache_folder, replace_atomically, reported, write_json, write_text
 
 
 def names(folder: Path) -> list[str]:
@@ -93,6 +94,21 @@ def test_text_is_written_as_it_is(tmp_path):
     write_text(path, "")
     assert path.read_bytes() == b""
     assert names(path.parent) == ["file.txt"]
+
+
+def test_what_stands_in_the_way_is_one_line_where_it_is_ours(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    run = tmp_path / "run"
+    (run / "metrics").mkdir(parents=True)
+    fix = rf"^{run}/metrics: is a directory; .* move it away"
+    with pytest.raises(UserError, match=fix), reported(run):
+        write_text(run / "metrics", "1")
+    assert names(run) == ["metrics"]
+    (run / "loop").symlink_to("loop")
+    with pytest.raises(UserError, match=r"^run/loop: too many levels"), reported(run):
+        open("run/loop").close()
+    with pytest.raises(IsADirectoryError), reported(run):
+        open(tmp_path).close()
 
 
 def test_json_is_readable_and_strict(tmp_path):
