@@ -7,7 +7,8 @@ from datetime import timedelta
 from typing import Any, Literal
 
 import torch
-from accelerate import Accelerator
+from accelerate import Accelerator, PartialState
+from accelerate.state import is_initialized
 from accelerate.utils import (
     DistributedDataParallelKwargs,
     DistributedType,
@@ -56,6 +57,18 @@ def make_accelerator(config: RunConfig) -> Accelerator:
         )
     refuse(config, accelerator)
     return accelerator
+
+
+def part() -> None:
+    """Leave the other processes in good order, when the run has ended as it should.
+
+    Left to the interpreter's end, a process may find in its last moments that another has gone, and
+    abort. After a failure the others may wait for what never comes: that is left to the launcher.
+    """
+    if is_initialized():
+        state = PartialState()
+        state.wait_for_everyone()
+        state.destroy_process_group()
 
 
 def on_main(accelerator: Accelerator, work: Callable[[], object]) -> None:

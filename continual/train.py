@@ -9,4 +9,9 @@ import sys
 from continual.cli import main
 
 if __name__ == "__main__":
-    sys.exit(main(["train", *sys.argv[1:]]))
+    status = main(["train", *sys.argv[1:]])
+    if status == 0:
+        from continual.devices import part
+
+        part()
+    sys.exit(status)

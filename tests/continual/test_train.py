@@ -4,6 +4,9 @@ import runpy
 import sys
 
 import pytest
+import torch
+from accelerate import Accelerator
+from accelerate.state import AcceleratorState
 
 from continual import runs
 from continual.config import load_config
@@ -24,6 +27,17 @@ def test_arguments_are_those_of_dsi_train(monkeypatch):
     assert launch(monkeypatch, "seed=4", "--overwrite", "--accept", "code", "threads=1") == 0
     config = load_config(None, ["seed=4", "threads=1"])
     assert calls == [(config, False, True, ["code"])]
+
+
+def test_processes_part_in_good_order(monkeypatch, tmp_path):
+    monkeypatch.setattr(runs, "train", lambda *_: Accelerator())
+    AcceleratorState._reset_state(True)
+    assert launch(monkeypatch, "seed=4") == 0  # a process without others
+    place = f"file://{tmp_path}/group"
+    torch.distributed.init_process_group("gloo", init_method=place, rank=0, world_size=1)
+    assert launch(monkeypatch, "seed=4") == 0
+    assert not torch.distributed.is_initialized()
+    AcceleratorState._reset_state(True)
 
 
 @pytest.mark.parametrize(
