@@ -11,7 +11,7 @@ from dsi.errors import UserError
 def place(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("HOME", str(tmp_path / "home"))
-    monkeypatch.setenv("SCRATCH", "/scratch")
+    monkeypatch.setenv("SCRATCH", "/big")
     monkeypatch.setenv("USER_TOKEN", "secret")
     return tmp_path
 
@@ -24,11 +24,11 @@ def test_every_setting_that_names_a_file(place):
     corpus = "data.corpus={documents: ~/d.jsonl, queries: $SCRATCH/$USER_TOKEN.jsonl}"
     config = load_config(None, [*settings, corpus])
     home = place / "home"
-    assert (config.output, config.data.stream) == (f"{home}/runs", "/scratch/s.json")
-    assert (config.tokenizer.source, config.model.source) == (f"{home}/t", "/scratch/m")
+    assert (config.output, config.data.stream) == (f"{home}/runs", "/big/s.json")
+    assert (config.tokenizer.source, config.model.source) == (f"{home}/t", "/big/m")
     assert config.data.corpus == {
         "documents": f"{home}/d.jsonl",
-        "queries": "/scratch/secret.jsonl",
+        "queries": "/big/secret.jsonl",
     }
     assert config.replay.settings.generator.source == f"{home}/g"
     assert config.docids.settings.embedding.name == f"{home}/e"
