@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from dsi import hub
 from dsi.corpus_reading import (
     SPLITS,
     Judgement,
@@ -182,9 +183,10 @@ def _load(name: str, where: str, label: str, revision: str | None, scratch: Path
             return datasets.load_from_disk(str(path), keep_in_memory=False)
         if path.is_dir():
             return datasets.load_dataset(str(path), split="train", **options)
-        return datasets.load_dataset(
-            name, config or None, split=split, revision=revision, **options
-        )
+        with hub.asked(name):
+            return datasets.load_dataset(
+                name, config or None, split=split, revision=revision, **options
+            )
     except UserError:
         raise
     except Exception as error:  # of the reader or the hub: dozens of kinds

@@ -19,6 +19,7 @@ import torch
 from safetensors.numpy import load_file, save_file
 from transformers import PreTrainedTokenizerFast
 
+from dsi import hub
 from dsi.errors import UserError
 from dsi.files import replace_atomically, write_json
 from dsi.model import DocidHead, DSIModel, load_model
@@ -153,7 +154,8 @@ class SentenceEmbedder:
             ) from None
         self.name = name
         try:
-            self._model = package.SentenceTransformer(name)  # runs no code of the checkpoint's
+            with hub.asked(name):
+                self._model = package.SentenceTransformer(name)  # runs no code of the checkpoint's
         except Exception as error:  # of several libraries, with no common base
             what = " ".join(str(error).split())
             raise UserError(

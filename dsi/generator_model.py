@@ -12,6 +12,7 @@ from transformers import (
     T5ForConditionalGeneration,
 )
 
+from dsi import hub
 from dsi.errors import UserError
 
 SIZES = ("d_model", "num_layers", "num_decoder_layers", "num_heads", "d_ff")
@@ -122,9 +123,10 @@ def pretrained(
     make other programs replace the head by the input embeddings. The flag is set to what is true.
     """
     try:
-        model = AutoModelForSeq2SeqLM.from_pretrained(
-            source, dtype=torch.float32, trust_remote_code=False, **settings
-        )
+        with hub.asked(source):
+            model = AutoModelForSeq2SeqLM.from_pretrained(
+                source, dtype=torch.float32, trust_remote_code=False, **settings
+            )
     except Exception as error:  # of four libraries: a bad value, size, file or name
         first = (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
         raise UserError(

@@ -33,6 +33,7 @@ from transformers.models.t5.modeling_t5 import (
 )
 from transformers.utils import logging
 
+from dsi import hub
 from dsi.docid_loss import at_least_float32, docid_loss, loss_of_scores
 from dsi.errors import UserError
 from dsi.stack import Stack
@@ -404,15 +405,16 @@ def from_checkpoint(
 def _read_checkpoint(source: str) -> tuple[PretrainedConfig, Any]:
     """Configuration and float32 weights of a T5-like checkpoint that has every weight."""
     try:
-        config = AutoConfig.from_pretrained(source, trust_remote_code=False)
-        if config.model_type not in T5_FAMILY:
-            raise UserError(
-                f"model.source: {source!r} is a {config.model_type!r} checkpoint; "
-                f"use one of the T5 family ({', '.join(T5_FAMILY)})"
+        with hub.asked(source):
+            config = AutoConfig.from_pretrained(source, trust_remote_code=False)
+            if config.model_type not in T5_FAMILY:
+                raise UserError(
+                    f"model.source: {source!r} is a {config.model_type!r} checkpoint; "
+                    f"use one of the T5 family ({', '.join(T5_FAMILY)})"
+                )
+            checkpoint, report = AutoModelForSeq2SeqLM.from_pretrained(
+                source, dtype=torch.float32, output_loading_info=True, trust_remote_code=False
             )
-        checkpoint, report = AutoModelForSeq2SeqLM.from_pretrained(
-            source, dtype=torch.float32, output_loading_info=True, trust_remote_code=False
-        )
     except UserError:
         raise
     except Exception as error:  # of four libraries: a bad value, size, file or name

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from dsi import hub
 from dsi.errors import UserError
 from dsi.files import cache_folder, replace_atomically
 
@@ -191,7 +192,8 @@ def load_tokenizer(source: str | Path) -> "PreTrainedTokenizerFast":
     from transformers import AutoTokenizer
 
     try:
-        tokenizer = AutoTokenizer.from_pretrained(str(source), trust_remote_code=False)
+        with hub.asked(source):
+            tokenizer = AutoTokenizer.from_pretrained(str(source), trust_remote_code=False)
     except Exception as error:  # of several libraries, with no common base
         first = " ".join(str(error).split())[:300]
         raise UserError(

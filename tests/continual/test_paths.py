@@ -11,7 +11,7 @@ from dsi.errors import UserError
 def place(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("HOME", str(tmp_path / "home"))
-    monkeypatch.setenv("SCRATCH", str(tmp_path / "scratch"))
+    monkeypatch.setenv("SCRATCH", "/big")
     monkeypatch.setenv("USER_TOKEN", "secret")
     return tmp_path
 
@@ -23,12 +23,12 @@ def test_every_setting_that_names_a_file(place):
     settings += ["docids.embedding.source=sentence-transformers"]
     corpus = "data.corpus={documents: ~/d.jsonl, queries: $SCRATCH/$USER_TOKEN.jsonl}"
     config = load_config(None, [*settings, corpus])
-    home, scratch = place / "home", place / "scratch"
-    assert (config.output, config.data.stream) == (f"{home}/runs", f"{scratch}/s.json")
-    assert (config.tokenizer.source, config.model.source) == (f"{home}/t", f"{scratch}/m")
+    home = place / "home"
+    assert (config.output, config.data.stream) == (f"{home}/runs", "/big/s.json")
+    assert (config.tokenizer.source, config.model.source) == (f"{home}/t", "/big/m")
     assert config.data.corpus == {
         "documents": f"{home}/d.jsonl",
-        "queries": f"{scratch}/secret.jsonl",
+        "queries": "/big/secret.jsonl",
     }
     assert config.replay.settings.generator.source == f"{home}/g"
     assert config.docids.settings.embedding.name == f"{home}/e"

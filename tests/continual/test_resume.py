@@ -59,6 +59,18 @@ def interrupt(lab, place, owner, name, call, before=True, settings=SETTINGS):
     return place / "run"
 
 
+TIMES = {"timing.json", "environment.json", "decoding.json", "memory_quality.json", "state.json"}
+
+
+def timeless(run):
+    """Every file but those that hold times, which the README names, and the output folder."""
+    return {
+        str(path.relative_to(run)): path.read_bytes()
+        for path in run.rglob("*")
+        if path.is_file() and path.name not in {*TIMES, "manifest.json", "config.yaml"}
+    }
+
+
 def resume(lab, run):
     config = load_config(run / "config.yaml", [f"output={run.parent}"])
     return lab.call(runs.train, config, resume=True)
@@ -95,6 +107,7 @@ def test_going_on_is_never_having_stopped(lab, tmp_path, where):
     assert json.loads((run / "environment.json").read_text())["end"] is None
     resume(lab, run)
     assert lab.results(run) == lab.results(lab.kept(*SETTINGS))
+    assert timeless(run) == timeless(lab.kept(*SETTINGS))
     assert json.loads((run / "environment.json").read_text())["end"] is not None
 
 
