@@ -82,9 +82,7 @@ class Trainer:
             self.accelerator.is_main_process,
             self.accelerator.wait_for_everyone,
         )
-        self.queries = [
-            self.stream.judged_queries("test", corpus) for corpus in range(len(self.stream))
-        ]
+        self.queries = [self.stream.judged_queries("test", n) for n in range(len(self.stream))]
         every = config.evaluation.events_every
         when = f"every {every} updates and after every stage" if every else "after every stage"
         self.events = ForgettingEvents(0, f"{when}, all documents seen")
