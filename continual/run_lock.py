@@ -84,7 +84,7 @@ def _own() -> dict[str, Any]:
     return {
         "host": socket.gethostname(),
         "pid": os.getpid(),
-        "command": command if len(command) <= 200 else command[:197] + "...",
+        "command": command if len(command) <= 100 else command[:97] + "...",
         "since": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
     }
 
