@@ -210,8 +210,11 @@ def _corpus(text: str) -> int:
 
 
 def _read_ids(path: Path) -> list[str]:
+    from dsi.files import refuse_special
+
+    refuse_special(path, "give a file of document ids, one a line")
     try:
-        lines = path.read_text("utf-8").splitlines()
+        lines = path.read_text("utf-8-sig").splitlines()
     except (OSError, ValueError) as error:
         what = f"cannot be read ({error})"
         raise UserError(f"{path}: {what}; give document ids, one a line") from error

@@ -26,6 +26,7 @@ from continual.components import (
 from continual.config_rules import check
 from dsi.corpus_reading import show
 from dsi.errors import UserError
+from dsi.files import refuse_special
 from dsi.views import View
 
 
@@ -418,6 +419,7 @@ def _problem(error: yaml.YAMLError) -> str:
 
 
 def _read_yaml(path: Path) -> dict[str, Any]:
+    refuse_special(path, "give a YAML file")
     try:
         with open(path, "rb") as file:
             content = file.read(LARGEST_FILE + 1)

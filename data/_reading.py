@@ -12,14 +12,17 @@ SPLITS = ("train", "dev", "test")
 
 
 def open_text(path: Path) -> IO[str]:
-    """Open a UTF-8 text file, plain or ``.gz``; a missing ``NAME`` stands for ``NAME.gz``."""
+    """Open a UTF-8 text file, plain or ``.gz``, behind its byte-order mark; a missing ``NAME``
+    stands for ``NAME.gz``."""
     if not path.exists() and path.with_name(path.name + ".gz").exists():
         path = path.with_name(path.name + ".gz")
     if not path.exists():
         raise UserError(f"{path}: no such file; check the path")
+    if not path.is_file():
+        raise UserError(f"{path}: not a regular file; put the file itself there")
     if path.suffix == ".gz":
-        return gzip.open(path, "rt", encoding="utf-8")
-    return open(path, encoding="utf-8")
+        return gzip.open(path, "rt", encoding="utf-8-sig")
+    return open(path, encoding="utf-8-sig")
 
 
 def exists(path: Path) -> bool:

@@ -247,7 +247,7 @@ def _check_streams(folder: Path, documents: dict, strict: bool, report: Report) 
     for path in paths:
         name = f"streams/{path.name}"
         try:
-            corpora = json.loads(path.read_text(encoding="utf-8"))
+            corpora = json.loads(path.read_text(encoding="utf-8-sig"))
         except (json.JSONDecodeError, UnicodeDecodeError) as error:
             report.problems.append(f"{name}: broken JSON ({error})")
             continue

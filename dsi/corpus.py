@@ -22,6 +22,7 @@ from dsi.corpus_ids import IdRows, id_rows, take
 from dsi.corpus_reading import (
     HEADER,
     SPLITS,
+    check_regular,
     checked_documents,
     checked_queries,
     did_you_mean,
@@ -179,6 +180,7 @@ def check_stream(corpus: Corpus, stream: Sequence[np.ndarray]) -> list[str]:
 def _stream_path(corpus: Corpus, stream: str | Path) -> Path:
     is_path = isinstance(stream, Path) or stream.endswith(".json") or "/" in stream
     if is_path or "\\" in str(stream):
+        check_regular(stream)
         if not os.path.isfile(stream):
             raise problem(stream, None, 'no such file; give JSON {"D0": [document ids], ...}')
         return Path(stream)
@@ -187,6 +189,7 @@ def _stream_path(corpus: Corpus, stream: str | Path) -> Path:
         raise problem(f"stream {show(stream)}", None, text)
     folder = corpus.folder / "streams"
     path = folder / f"{stream}.json"
+    check_regular(path)
     if not os.path.isfile(path):
         known = sorted(entry.stem for entry in folder.glob("*.json"))
         text = f"no such stream; there are: {', '.join(known) or 'none'}"

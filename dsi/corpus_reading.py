@@ -51,9 +51,18 @@ def did_you_mean(word: str, known: Iterable[str]) -> str:
     return f"; did you mean {close[0]!r}?" if close else ""
 
 
+def check_regular(path: str | Path) -> None:
+    """UserError for what is there and no file: a folder, or a pipe, which would be waited for."""
+    if os.path.exists(path) and not os.path.isfile(path):
+        raise problem(path, None, "not a regular file; put the file itself there")
+
+
 def find_file(path: Path) -> Path | None:
-    """``path`` or ``path.gz``, whichever exists; both at once are an error."""
+    """``path`` or ``path.gz``, whichever exists; both at once are an error, and so is a folder or a
+    pipe of that name."""
     compressed = path.with_name(path.name + ".gz")
+    for named in (path, compressed):
+        check_regular(named)
     # of os.path, which says no where pathlib raises: names that are too long
     plain, packed = os.path.isfile(path), os.path.isfile(compressed)
     if plain and packed:

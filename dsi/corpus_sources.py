@@ -14,6 +14,7 @@ from typing import Any
 from dsi.corpus_reading import (
     SPLITS,
     Judgement,
+    check_regular,
     did_you_mean,
     find_file,
     json_rows,
@@ -93,6 +94,8 @@ def jsonl_source(mapping: Mapping[str, Any]) -> Source:
     documents = Path(mapping["documents"])
     queries = Path(mapping["queries"]) if "queries" in mapping else None
     for key, path in (("documents", documents), ("queries", queries)):
+        if path is not None:
+            check_regular(path)
         if path is not None and not os.path.isfile(path):
             text = f"no such file; corpus.{key} must name a JSONL file (plain or .gz)"
             raise problem(path, None, text)

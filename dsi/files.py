@@ -5,6 +5,7 @@ import json
 import os
 import re
 import shutil
+import stat
 import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
@@ -30,6 +31,17 @@ _REMEDY = "make room or give write access, then go on with --resume: what was ke
 def cache_folder() -> Path:
     """Where derived files are kept between runs: ``$DSI_CACHE`` or ``~/.cache/dsi-continual``."""
     return Path(os.environ.get("DSI_CACHE") or Path.home() / ".cache" / "dsi-continual")
+
+
+def refuse_special(path: str | Path, fix: str) -> None:
+    """UserError for what is neither a file nor a folder: opening a pipe may wait for ever, and a
+    device has no end."""
+    try:
+        mode = os.stat(path).st_mode
+    except (OSError, ValueError):
+        return  # whoever opens it says what is wrong
+    if not (stat.S_ISREG(mode) or stat.S_ISDIR(mode)):
+        raise UserError(f"{path}: not a regular file; {fix}")
 
 
 def replace_atomically(folder: Path, write: Callable[[Path], None]) -> None:
@@ -87,6 +99,7 @@ def write_json(path: Path, value: Any) -> None:
 
 def read_json(path: Path, kind: type = dict) -> Any:
     """The JSON object (or another ``kind``) in a file; UserError that names the file otherwise."""
+    refuse_special(path, "restore the file")
     try:
         value = json.loads(path.read_text("utf-8"))
     except OSError as error:

@@ -12,7 +12,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from dsi.errors import UserError
-from dsi.files import read_json, write_bytes
+from dsi.files import read_json, refuse_special, write_bytes
 
 NAME = "manifest.json"
 REMEDY = f"restore the file (or, if the change is meant, delete {NAME})"
@@ -44,7 +44,13 @@ def forget(folder: Path, *names: str, but: Sequence[str] = ()) -> None:
 
 
 def verify(folder: Path, *names: str) -> None:
-    """UserError for a listed file that is not what it was; without names every one is read."""
+    """UserError for a listed file that is not what it was; without names every one is read.
+
+    What is no file at all (a pipe, a device) is refused wherever it stands, listed or not.
+    """
+    for top in (folder / name for name in names):
+        for path in (top, *top.rglob("*")) if top.is_dir() else (top,):
+            refuse_special(path, "restore the file")
     for name, expected in _read(folder).items():
         if not _chosen(name, names):
             continue

@@ -5,6 +5,7 @@ Evaluation tools ignore the written rank: they sort by score and break ties each
 So scores on disk strictly decrease within a query, and the order of the caller is the only one.
 """
 
+import codecs
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -120,6 +121,8 @@ def read_qrels(path: str | Path) -> dict[str, dict[str, int]]:
 def _lines(path: str | Path, count: int, expected: str) -> Iterator[tuple[int, list[str]]]:
     with open(path, "rb") as file:
         for number, raw in enumerate(file, start=1):
+            if number == 1:
+                raw = raw.removeprefix(codecs.BOM_UTF8)
             try:
                 fields = raw.decode("utf-8").split()
             except UnicodeDecodeError:

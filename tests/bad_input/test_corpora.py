@@ -198,7 +198,7 @@ SETTINGS = {
     ),
     "a stream too long": (f"data.stream={'a' * 300}", "corpus/streams/aaa", "there are: two"),
     "a stream path too long": (f"data.stream={'a' * 300}/b.json", "aaa", "give JSON"),
-    "a stream that is a folder": ("data.stream=corpus/", "corpus/: no such file", "give JSON"),
+    "a stream that is a folder": ("data.stream=corpus/", "corpus/: not a regular file", "put"),
     "an empty stream name": ("data.stream=''", "", "there are: two"),
 }
 

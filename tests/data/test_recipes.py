@@ -3,6 +3,7 @@
 import gzip
 import importlib
 import json
+import os
 import subprocess
 import sys
 from collections import Counter
@@ -109,6 +110,19 @@ def test_runs_as_a_module(recipe):
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert f"python -m data.{recipe}" in done.stdout
+
+
+def test_marks_in_front_and_what_is_no_file(tmp_path):
+    for name, pack in (("t.tsv", bytes), ("t.tsv.gz", gzip.compress)):
+        (tmp_path / name).write_bytes(pack(b"\xef\xbb\xbfq1\ttext\n"))
+        assert list(_reading.read_table(tmp_path / name, 2)) == [(1, ["q1", "text"])]
+    qrels = tmp_path / "q.tsv"
+    qrels.write_bytes(b"\xef\xbb\xbfquery-id\tcorpus-id\tscore\nq1\td1\t1\n")
+    assert list(_reading.read_qrels(qrels)) == [(2, "q1", "d1", 1)]
+    os.mkfifo(tmp_path / "pipe.jsonl")  # opened, it would be waited for
+    for name in ("pipe.jsonl", "."):
+        with pytest.raises(UserError, match="not a regular file"):
+            list(_reading.read_json_lines(tmp_path / name))
 
 
 def test_mistakes_are_one_line_and_exit_status_two(tmp_path):

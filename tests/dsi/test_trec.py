@@ -131,6 +131,16 @@ def test_qrels_round_trip_and_broken_lines(tmp_path):
             read_qrels(tmp_path / "qrels")
 
 
+def test_a_byte_order_mark_is_no_part_of_the_first_id(tmp_path):
+    write_run(tmp_path / "run", ["q1"], [["d1"]], [[1.0]], "tag")
+    write_qrels(tmp_path / "qrels", {"q1": {"d1": 1}})
+    for name in ("run", "qrels"):
+        path = tmp_path / name
+        path.write_bytes(b"\xef\xbb\xbf" + path.read_bytes())
+    assert read_run(tmp_path / "run").query_ids == ["q1"]
+    assert read_qrels(tmp_path / "qrels") == {"q1": {"d1": 1}}
+
+
 def test_ir_measures_reads_the_files_and_agrees(tmp_path):
     """Coarse scores make many ties: tools would break them by id, the files must prevent that."""
     import ir_measures
