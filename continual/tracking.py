@@ -14,6 +14,7 @@ from continual import run_directory as directory
 from continual.components import to_plain
 from continual.config import RunConfig
 from dsi.errors import UserError, printable
+from dsi.files import refuse_special
 
 START_SECONDS = 120  # longer than W&B's own limit, 90, whose message says more
 AXIS = "total_updates"  # of the whole run, on W&B
@@ -47,6 +48,7 @@ class Tracker:
         self._file, self._sum = None, hashlib.sha256()
         self._lines, self._lost = 0, False
         if accelerator.is_main_process:
+            refuse_special(self.path, "restore the file, or delete it")
             kept = self._kept(size, checksum)
             self._file = open(self.path, "a", encoding="utf-8")  # noqa: SIM115 - closed in close()
             self._file.truncate(kept)

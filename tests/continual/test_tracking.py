@@ -1,6 +1,7 @@
 """metrics.jsonl: one object per event, cut at the checkpoint; W&B mirrors it."""
 
 import json
+import os
 import struct
 import sys
 import time
@@ -102,6 +103,10 @@ def test_lines_before_the_checkpoint_are_what_they_were(lab, accelerator, tmp_pa
             Tracker(tmp_path, lab.config(), accelerator, size, checksum)
         assert "restore the file, or delete it" in str(caught.value)
         assert path.read_bytes() == damaged  # nothing is cut off
+    path.unlink()
+    os.mkfifo(path)  # opened, it would be waited for
+    with pytest.raises(UserError, match="not a regular file"):
+        Tracker(tmp_path, lab.config(), accelerator, size, checksum)
     # a lost file is the user's decision, and does not come back as zeros
     path.unlink()
     Tracker(tmp_path, lab.config(), accelerator, size, checksum).close()
