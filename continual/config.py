@@ -86,8 +86,7 @@ class SamplingConfig:
 
 @dataclasses.dataclass(frozen=True)
 class PromptsConfig:
-    """Text in front of every input, one per task (DSI trains both tasks in one model); each of 512
-    tokens at most."""
+    """Text in front of every input, one per task (DSI: one model for both), 512 tokens at most."""
 
     indexing: str = ""
     retrieval: str = ""
@@ -123,7 +122,7 @@ class TrainingConfig:
     """Peak rate of stages n > 0; null: the same."""
     schedule: Literal["linear", "cosine", "constant", "inverse_sqrt"] = "linear"
     """Decay after the warm-up, restarted at every stage; inverse_sqrt: by sqrt(warm-up / update),
-    however long the stage is (T5's pretraining, where the warm-up is constant)."""
+    as T5 was pretrained, however long the stage is."""
     warmup: float = 0.1
     """Updates of linear warm-up per stage: below 1 a share of the stage, else a count. Under
     inverse_sqrt at least one update: it decides how fast the rate falls."""

@@ -9,7 +9,7 @@ import pytest
 
 from continual import runs
 from tests.bad_input.conftest import ORIGINAL, Place
-from tests.continual.conftest import SMALL, Lab
+from tests.continual.conftest import SMALL, Lab, last
 
 TEXTS = {
     "emoji": "🐋 🎻 🏔",
@@ -38,7 +38,8 @@ def train(place: Place, monkeypatch: pytest.MonkeyPatch):
             place.write(f"corpus/{name}.jsonl", "".join(json.dumps(row) + "\n" for row in rows))
         monkeypatch.setattr(runs, "_run", ORIGINAL)
         few = ("training.updates=2", "training.updates_per_stage=2", "data.stream=two", "output=.")
-        Lab.call(place.call, "train", "data.corpus=corpus", *SMALL, *few, *settings)
+        chosen = last("data.corpus=corpus", *SMALL, *few, *settings)
+        assert Lab.call(place.call, "train", *chosen)[0] == 0
         return place.folder / "run"
 
     return train

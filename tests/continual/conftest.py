@@ -98,6 +98,11 @@ def in_double() -> Iterator[None]:
         yield
 
 
+def last(*settings: str) -> list[str]:
+    """Settings in which no key stands twice: the last one holds."""
+    return list({text.partition("=")[0]: text for text in settings}.values())
+
+
 class Lab:
     """Makes configurations and runs; runs asked for twice are made once."""
 
@@ -116,8 +121,7 @@ class Lab:
         """Arguments of ``dsi train`` for a tiny run; of a setting given twice the last holds."""
         where = output or self.folder / f"output-{len(list(self.folder.iterdir()))}"
         where.mkdir(parents=True, exist_ok=True)
-        given = (f"output={where}", f"data.corpus={self.corpus}", *SMALL, *settings)
-        return list({text.partition("=")[0]: text for text in given}.values())
+        return last(f"output={where}", f"data.corpus={self.corpus}", *SMALL, *settings)
 
     def config(self, *settings: str, output: Path | None = None) -> RunConfig:
         """The configuration of a tiny run."""
