@@ -43,6 +43,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
             options, rest = parser.parse_args(arguments), []
         else:
             options.settings += rest
+        for package in getattr(options, "plugin", ()):
+            from continual.components import allow
+
+            allow(package)
         return options.run(options)
     except UserError as error:
         say_once(f"dsi: error: {printable(str(error))}")
@@ -87,6 +91,7 @@ def _parser() -> argparse.ArgumentParser:
     add.add_argument("run_folder", metavar="RUN", type=Path, help="run directory")
     add.add_argument("folder", metavar="FOLDER", help="corpus: a BEIR folder")
     _add_accept(add)
+    _add_plugin(add)
     add.set_defaults(run=_add)
 
     search = commands.add_parser("search", help="ask a run")
@@ -105,6 +110,7 @@ def _parser() -> argparse.ArgumentParser:
     evaluate.add_argument("run_folder", metavar="RUN", type=Path, help="run directory")
     evaluate.add_argument("--stage", type=int, help="stage (default: the last)")
     evaluate.add_argument("--split", default="test", choices=("train", "dev", "test"))
+    _add_plugin(evaluate)
     evaluate.set_defaults(run=_evaluate)
 
     report = commands.add_parser("report", help="tables and figures of one or more runs")
@@ -125,6 +131,17 @@ def add_train_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--resume", action="store_true", help="go on where the run stopped")
     parser.add_argument("--overwrite", action="store_true", help="replace a run of this name")
     _add_accept(parser)
+    _add_plugin(parser)
+
+
+def _add_plugin(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--plugin",
+        action="append",
+        default=[],
+        metavar="PACKAGE",
+        help="run code of this package where the configuration names a component of it",
+    )
 
 
 def _add_accept(parser: argparse.ArgumentParser) -> None:

@@ -2,12 +2,15 @@
 
 ``name: ewc`` under ``regularizer`` is the module ``continual/regularizers/ewc.py`` and its one
 public class, whose nested frozen ``Config`` dataclass holds the settings. A dotted name
-(``mypackage.mymethod``) loads a module from elsewhere. Nothing is scanned or decorated.
+(``mypackage.mymethod``) loads a module from elsewhere where :func:`allow`, or ``--plugin`` on the
+command line, has named its package: importing runs code, and a configuration may be somebody
+else's. Nothing is scanned or decorated.
 """
 
 import dataclasses
 import difflib
 import importlib
+import importlib.util
 import json
 import types
 import typing
@@ -46,6 +49,27 @@ DECLARED = {
 """What a component says of itself, by attribute: rules ask for these, never for its name. What each
 means is in the docstring of the family's package, or of the members' base class there."""
 
+_allowed: set[str] = set()  # packages and modules that configurations may load from
+
+
+def allow(package: str) -> None:
+    """Let configurations load components from a package (or one module of it), which runs its code.
+
+    Holds for this process. UserError where no such package is installed.
+    """
+    top = package.partition(".")[0]
+    try:
+        is_there = _is_dotted(package) and importlib.util.find_spec(top) is not None
+    except ValueError:  # made by hand, without a specification
+        is_there = True
+    if not is_there:
+        raise UserError(f"plugin: no package {show(package)} is installed; give the name to import")
+    _allowed.add(package)
+
+
+def _is_dotted(name: str) -> bool:
+    return all(part.isidentifier() for part in name.split("."))
+
 
 def available(axis: str) -> list[str]:
     """Names of the members that live in the axis' own folder."""
@@ -56,8 +80,15 @@ def available(axis: str) -> list[str]:
 
 def component_class(axis: str, name: str) -> type:
     """The one public class of the module that ``name`` means on ``axis``."""
-    if "." in name and not name.startswith("."):
+    if "." in name and _is_dotted(name):
         module_name = name
+        if not any(f"{name}.".startswith(f"{package}.") for package in _allowed):
+            top = name.partition(".")[0]
+            raise UserError(
+                f"{axis}.name: {show(name)} is code from elsewhere; if you trust it, add "
+                f"--plugin {top[:80]} (in Python: continual.components.allow), or use one of: "
+                + ", ".join(available(axis))
+            )
     elif name in available(axis):
         module_name = f"{FAMILIES[axis]}.{name}"
     else:

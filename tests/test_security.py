@@ -6,6 +6,7 @@ import os
 import pickle
 import re
 import shutil
+import sys
 import zipfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -154,6 +155,53 @@ def test_a_pickle_beside_the_weights_is_never_run(lab, cli, evil, tmp_path) -> N
     status, err = cli("search", str(run), "water")
     assert (status, err.count("\n")) == (2, 1)
     assert "model.safetensors: missing" in err
+
+
+def test_code_that_a_configuration_names_is_run_when_the_command_line_names_it(
+    lab, cli, tmp_path, monkeypatch
+) -> None:
+    sentinel, package = tmp_path / "sentinel", tmp_path / "a_plugin"
+    package.mkdir()
+    (package / "pull.py").write_text(
+        f"import os\nos.mkdir({str(sentinel)!r})\n"
+        "from continual.regularizers.none import NoRegularizer\n"
+        "class Pull(NoRegularizer):\n    pass\n"
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.setattr("continual.components._allowed", set())
+    run = shutil.copytree(lab.kept(*TREE), tmp_path / "run")
+    (run / "manifest.json").unlink()
+    config = run / "config.yaml"
+    old = "regularizer:\n  name: none"
+    assert old in config.read_text("utf-8")
+    config.write_text(config.read_text("utf-8").replace(old, f"{old[:-4]}a_plugin.pull"), "utf-8")
+    commands = (
+        ("evaluate", str(run)),
+        ("add", str(run), str(lab.write_stream(tmp_path / "more", (3,), first=90))),
+        ("train", "--resume", str(run)),
+        ("train", str(config), f"output={tmp_path}", "name=new", "--overwrite"),
+    )
+    for command in commands:
+        before = files(run)
+        status, err = cli(*command)
+        assert status == 2
+        assert err.startswith(
+            "dsi: error: regularizer.name: 'a_plugin.pull' is code from elsewhere"
+        )
+        assert "add --plugin a_plugin (in Python" in err and err.count("\n") == 1
+        # another package is not this one
+        assert cli(*command, "--plugin", "a_plugin.pu")[0] == 2
+        monkeypatch.setattr("continual.components._allowed", set())
+        assert cli(*command, "--plugin", "tests") == (2, err)
+        monkeypatch.setattr("continual.components._allowed", set())
+        assert files(run) == before and not sentinel.exists()
+    for command in commands:
+        for plugin in ("a_plugin", "a_plugin.pull"):
+            monkeypatch.delitem(sys.modules, "a_plugin.pull", raising=False)
+            assert cli(*command, "--plugin", "tests", "--plugin", plugin) == (0, "")
+            assert sentinel.exists()
+            sentinel.rmdir()
+            monkeypatch.setattr("continual.components._allowed", set())
 
 
 def test_code_that_a_checkpoint_or_tokenizer_asks_for_is_never_run(lab, tmp_path, evil) -> None:

@@ -88,9 +88,24 @@ BAD_SETTINGS: dict[str, tuple[str, str, str]] = {
     "a list for an axis": ("docids=[atomic]", "docids.name: missing", "one of"),
     "a member that climbs": ("docids=../evil", "docids.name: ", "atomic"),
     "a member that is private": ("docids=_scheme", "docids.name: unknown name", "atomic"),
-    "a member with a NUL": ('docids="a.\\0b"', "docids.name: cannot import", "one of"),
+    "a member with a NUL": ('docids="a.\\0b"', "docids.name: unknown name", "known: "),
     "a member that is relative": ("docids=.evil", "docids.name: unknown name", "atomic"),
-    "a member that ends in a dot": ("docids=evil.", "docids.name: cannot import", "one of"),
+    "a member that ends in a dot": ("docids=evil.", "docids.name: unknown name", "known: "),
+    "a member that takes over": (
+        "regularizer=unittest.__main__",
+        "regularizer.name: 'unittest.__main__' is code from elsewhere",
+        "add --plugin unittest (in Python",
+    ),
+    "a member that opens a browser": (
+        "merging=this.antigravity",
+        "merging.name: ",
+        "--plugin this",
+    ),
+    "a member of our own by its place": (
+        "regularizer=continual.regularizers.l2",
+        "regularizer.name: 'continual.regularizers.l2' is code",
+        "l2",
+    ),
     "a negative budget": ("training.updates=-1", "training.updates: must not be negative", "neg"),
     "a negative later budget": (
         "training.updates_per_stage=-5",

@@ -15,6 +15,7 @@ from continual.components import (
     DECLARED,
     FAMILIES,
     Choice,
+    allow,
     available,
     coerce,
     component_class,
@@ -200,6 +201,11 @@ def test_code_from_elsewhere(tmp_path, monkeypatch):
     (package / "needs.py").write_text("import a_package_that_is_not_there\n")
     (package / "moved.py").write_text("from os import a_function_that_is_not_there\n")
     monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.setattr("continual.components._allowed", set())
+    with pytest.raises(UserError, match=r"add --plugin outside_tree \(in Python"):
+        parse_choice("regularizer", "outside_tree.pull")
+    assert not [name for name in sys.modules if name.startswith("outside_tree")]
+    allow("outside_tree")
     choice = parse_choice("regularizer", {"name": "outside_tree.pull", "force": "3e-4"})
     assert choice.build().config.force == 3e-4
     assert to_plain(choice) == {"name": "outside_tree.pull", "force": 3e-4}
@@ -216,6 +222,15 @@ def test_code_from_elsewhere(tmp_path, monkeypatch):
             component_class("regularizer", f"outside_tree.{name}")
     for name in [name for name in sys.modules if name.startswith("outside_tree")]:
         del sys.modules[name]
+
+
+@pytest.mark.parametrize(
+    "package", ["", ".", "a.", "os path", "a_package_that_is_not_there.x", "\0"]
+)
+def test_a_plugin_is_an_installed_package(package):
+    with pytest.raises(UserError, match=r"^plugin: no package .* is installed") as caught:
+        allow(package)
+    assert "\n" not in str(caught.value)
 
 
 @pytest.mark.parametrize("value", [None, 5, [], {}, {"name": 3}, {"ratio": 1}])

@@ -122,8 +122,8 @@ BAD_SETTINGS = [
     ("replay.memory=human", "replay.memory: 'human' is not one of", "lexical, learned, both"),
     ("replay.lexical.span_min=0", "replay.lexical.span_min=0", "need 1 <= min <= max"),
     ("replay.generator.updates=x", "replay.generator.updates: expected a whole number", "'x'"),
-    ("replay.name=no.such.module", "replay.name: cannot import 'no.such.module'", "install"),
-    ("replay.name=json.decoder", "replay.name: json.decoder must define exactly one", "Config"),
+    ("replay.name=no.such.module", "replay.name: 'no.such.module' is code from", "--plugin no "),
+    ("replay.name=json.decoder", "replay.name: 'json.decoder' is code from", "--plugin json "),
     ("regularizer.weight=1", "regularizer.weight: unknown key", "no settings"),
     ("regularizer={name: l2, weight: -1}", "regularizer.weight: must not be negative", ""),
     (
@@ -338,6 +338,7 @@ def test_code_from_elsewhere(write, tmp_path, monkeypatch):
         "    def __init__(self, config):\n        self.config = config\n"
     )
     monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.setattr("continual.components._allowed", {"my_package"})
     config = load_config(write("regularizer: {name: my_package.pull, force: 3e-4}\n"))
     assert config.regularizer.build().config.force == 3e-4
     path = tmp_path / "config.yaml"
