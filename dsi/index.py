@@ -166,7 +166,7 @@ class SearchIndex:
         marked = np.zeros(len(self.document_ids), bool)
         for document in documents:
             if document not in number_of:
-                raise UserError(f"documents: no document {document!r} in this index")
+                raise UserError(f"documents: no document {show(document)} in this index")
             marked[number_of[document]] = True
         return marked
 
@@ -255,7 +255,7 @@ def _strings(queries: Iterable[str]) -> list[str]:
 
 def _count(k: int) -> int:
     try:
-        count = 0 if isinstance(k, bool) else operator.index(k)
+        count = 0 if isinstance(k, bool | np.bool_) else operator.index(k)
     except TypeError:
         count = 0
     if count < 1:

@@ -131,6 +131,8 @@ def lab(tmp_path_factory: pytest.TempPathFactory) -> Lab:
 
 
 QUICK = ("training.updates=2", "training.updates_per_stage=2", "data.stream=two")
+
+
 KINDS = {
     "atomic": ("method=cl_seen", "docids=atomic"),
     "semantic": (

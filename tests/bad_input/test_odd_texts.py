@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from continual import runs
-from tests.bad_input.conftest import ORIGINAL, Place
+from tests.bad_input.conftest import ORIGINAL, QUICK, Place
 from tests.continual.conftest import SMALL, Lab, last
 
 TEXTS = {
@@ -37,9 +37,8 @@ def train(place: Place, monkeypatch: pytest.MonkeyPatch):
             rows = ({"_id": f"{key}{n}", "text": " ".join([text] * n)} for n in (1, 2, 3))
             place.write(f"corpus/{name}.jsonl", "".join(json.dumps(row) + "\n" for row in rows))
         monkeypatch.setattr(runs, "_run", ORIGINAL)
-        few = ("training.updates=2", "training.updates_per_stage=2", "data.stream=two", "output=.")
-        chosen = last("data.corpus=corpus", *SMALL, *few, *settings)
-        assert Lab.call(place.call, "train", *chosen)[0] == 0
+        own = ("data.corpus=corpus", "output=.", *settings)
+        assert Lab.call(place.call, "train", *last(*SMALL, *QUICK, *own))[0] == 0
         return place.folder / "run"
 
     return train
