@@ -166,7 +166,7 @@ class SearchIndex:
         marked = np.zeros(len(self.document_ids), bool)
         for document in documents:
             if document not in number_of:
-                raise UserError(f"documents: no document {document!r} in this index")
+                raise UserError(f"documents: no document {show(document)} in this index")
             marked[number_of[document]] = True
         return marked
 

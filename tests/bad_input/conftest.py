@@ -131,6 +131,13 @@ def lab(tmp_path_factory: pytest.TempPathFactory) -> Lab:
 
 
 QUICK = ("training.updates=2", "training.updates_per_stage=2", "data.stream=two")
+
+
+def each_once(*settings: str) -> list[str]:
+    """The settings without those that a later one replaces."""
+    return [f"{key}={value}" for key, value in dict(s.split("=", 1) for s in settings).items()]
+
+
 KINDS = {
     "atomic": ("method=cl_seen", "docids=atomic"),
     "semantic": (

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from continual import runs
-from tests.bad_input.conftest import ORIGINAL, Place
+from tests.bad_input.conftest import ORIGINAL, QUICK, Place, each_once
 from tests.continual.conftest import SMALL, Lab
 
 TEXTS = {
@@ -37,8 +37,8 @@ def train(place: Place, monkeypatch: pytest.MonkeyPatch):
             rows = ({"_id": f"{key}{n}", "text": " ".join([text] * n)} for n in (1, 2, 3))
             place.write(f"corpus/{name}.jsonl", "".join(json.dumps(row) + "\n" for row in rows))
         monkeypatch.setattr(runs, "_run", ORIGINAL)
-        few = ("training.updates=2", "training.updates_per_stage=2", "data.stream=two", "output=.")
-        Lab.call(place.call, "train", "data.corpus=corpus", *SMALL, *few, *settings)
+        own = ("data.corpus=corpus", "output=.", *settings)
+        Lab.call(place.call, "train", *each_once(*SMALL, *QUICK, *own))
         return place.folder / "run"
 
     return train

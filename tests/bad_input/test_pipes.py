@@ -26,7 +26,7 @@ CORPUS = {
     "corpus/qrels/test.tsv": TRAIN,
     "corpus/qrels/test.tsv.gz": TRAIN,
     "corpus/streams/two.json": TRAIN,
-    "stream.json": (*TRAIN, "data.stream=stream.json"),
+    "stream.json": (*TRAIN[:-1], "data.stream=stream.json"),
     "docs.jsonl": ("train", "output=out", PAIR),
 }
 OTHERS = {
