@@ -30,7 +30,7 @@ from continual.evaluation import METRICS, Evaluator
 from continual.flatness import measure_stage
 from continual.inspection import keep_batch, refuse
 from continual.interruption import Interrupted, Signals
-from continual.mixture import batch_shape, stage_sources, window_updates
+from continual.mixture import batch_shape, prompt_ids, stage_sources, window_updates
 from continual.optimization import (
     learning_rate,
     make_optimizer,
@@ -51,7 +51,6 @@ from dsi.errors import UserError
 from dsi.files import replace_atomically, write_json
 from dsi.model import DSIModel
 from dsi.seeding import derive
-from dsi.tokenization import prompt_ids
 
 
 class Trainer:
