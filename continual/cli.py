@@ -38,11 +38,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         parser = _parser()
         options, rest = parser.parse_known_args(arguments)
-        # argparse takes positional arguments in one piece: dsi train FILE --overwrite seed=1
-        if any(word.startswith("-") for word in rest) or not hasattr(options, "settings"):
-            options, rest = parser.parse_args(arguments), []
-        else:
+        # argparse takes positional arguments in one piece: dsi train FILE --overwrite seed=1,
+        # dsi search RUN --k 3 QUERY
+        has_options = any(word.startswith("-") for word in rest)
+        if not has_options and hasattr(options, "settings"):
             options.settings += rest
+        elif not has_options and len(rest) == 1 and getattr(options, "query", "") is None:
+            options.query = rest[0]
+        else:
+            options = parser.parse_args(arguments)
         for package in getattr(options, "plugin", ()):
             from continual.components import allow
 

@@ -219,6 +219,10 @@ def test_search_prompts_until_an_empty_line(monkeypatch, capsys):
     assert out.count("about ether") == 2
     assert main(["search", "run", "wind"]) == 0
     assert capsys.readouterr().out.count("about wind") == 10
+    assert main(["search", "run", "--k", "3", "wind"]) == 0
+    assert capsys.readouterr().out.count("about wind") == 3
+    assert main(["search", "run", "wind", "--k", "3", "rain"]) == 2
+    assert "unrecognized arguments: rain" in capsys.readouterr().err
 
 
 def test_leaving_the_prompt_is_no_error(monkeypatch, capsys):
