@@ -30,10 +30,10 @@ from benchmarks.allocation import most_allocated
 from benchmarks.decoding import clock
 from benchmarks.options import add_options, keep
 from benchmarks.updates import SMALL, make_accelerator
-from continual.config import TrainingConfig
-from continual.optimization import clip_gradient, make_optimizer
-from dsi import docid_loss
-from dsi.model import from_scratch
+from continual.config.schema import TrainingConfig
+from continual.update.optimizer import clip_gradient, make_optimizer
+from dsi.model import docid_loss
+from dsi.model.dsi_model import from_scratch
 
 WORDS, TOKENS = 8192, 11
 KINDS = ("tied", "dense", "pieces", "sampled", "touched")

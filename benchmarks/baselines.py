@@ -1,4 +1,4 @@
-"""What the beam search of ``dsi.decoding`` is compared with: transformers' ``generate``.
+"""What the beam search of ``dsi.search.beam_search`` is compared with: transformers' ``generate``.
 
 The same weights in a :class:`~transformers.T5ForConditionalGeneration`, the two ways of keeping it
 to valid docids (a dictionary walked per beam, as in GENRE, De Cao et al. 2021, and our flat trie as
@@ -25,8 +25,8 @@ from transformers import (
     T5ForConditionalGeneration,
 )
 
-from dsi.model import DSIModel
-from dsi.trie import Trie
+from dsi.model.dsi_model import DSIModel
+from dsi.search.trie import Trie
 
 IMPOSSIBLE = -1e9  # generate's own number for "never"; exp of it is 0
 UNREAL = -1e8  # beams below it are generate's fillers: it always holds K, however few there are

@@ -11,7 +11,7 @@ the work, and that docids and scores agree.
   Python dictionaries (GENRE's way): what public code does;
 * ``dict``, ``csr``: ``generate`` on the very weights and code vocabulary of ours, with the same
   dictionaries, or with our flat trie as a logits processor;
-* ``ours``: ``dsi.decoding.beam_search``.
+* ``ours``: ``dsi.search.beam_search.beam_search``.
 """
 
 import argparse
@@ -32,10 +32,10 @@ from benchmarks.baselines import (
     t5_small_text_vocabulary,
 )
 from benchmarks.options import add_options, keep, processor
-from dsi.decoding import beam_search, rank_rows
-from dsi.inference import Inference
-from dsi.model import from_scratch
-from dsi.trie import Trie
+from dsi.model.dsi_model import from_scratch
+from dsi.search.beam_search import beam_search, rank_rows
+from dsi.search.forward import Inference
+from dsi.search.trie import Trie
 
 POSITIONS, CODES = 7, 64
 SMALL = dict(d_model=512, d_kv=64, d_ff=2048, num_layers=6, num_decoder_layers=6, num_heads=8)

@@ -92,10 +92,12 @@ class Stopwatch:
 @contextmanager
 def watched(watch: Stopwatch) -> Iterator[None]:
     """The trainer's parts, timed where it calls them."""
-    from continual import assignment, evaluation, trainer
-    from continual import run_directory as directory
+    from continual import trainer
+    from continual.measure import evaluation
     from continual.replay import generative
-    from dsi.query_generation import QueryGenerator
+    from continual.run import directory
+    from continual.run import docids as assignment
+    from dsi.queries.generator import QueryGenerator
 
     places: list[tuple[Any, str, str]] = [
         (assignment.Assignment, "extend", "docids"),
@@ -125,8 +127,8 @@ def run_stages(settings: Sequence[str], folder: Path, watch: Stopwatch) -> tuple
 
     The cache is ``folder``'s own, so that nothing is found made.
     """
-    from continual.config import load_config
-    from continual.setup import prepare
+    from continual.config.schema import load_config
+    from continual.run.material import prepare
     from continual.trainer import Trainer
 
     config = load_config(

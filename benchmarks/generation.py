@@ -7,7 +7,7 @@
 One generator, trained for a short while on the embedded corpus, writes the same number of queries
 per document in all contestants, with the same candidates (top-k, top-p, forbidden tokens, copying):
 
-* ``ours``: :meth:`dsi.query_generation.QueryGenerator.generate`, tokens in, text out;
+* ``ours``: :meth:`dsi.queries.generator.QueryGenerator.generate`, tokens in, text out;
 * ``generate``: ``model.generate(do_sample=True, num_return_sequences=...)`` on batches of documents
   in their order, padded to the longest, as public code writes pseudo-queries;
 * ``sorted``: the same on documents sorted by length;
@@ -32,11 +32,11 @@ from transformers import LogitsProcessor, LogitsProcessorList
 
 from benchmarks.decoding import interleaved
 from benchmarks.options import add_options, keep, processor
-from dsi.corpus import document_texts, read_corpus
-from dsi.generator_model import GeneratorConfig
-from dsi.pseudo_queries import document_hash
-from dsi.query_generation import QueryGenerator, _pad
-from dsi.tokenization import train_tokenizer
+from dsi.corpus.corpus import document_texts, read_corpus
+from dsi.queries.cache import document_hash
+from dsi.queries.generator import QueryGenerator, _pad
+from dsi.queries.generator_model import GeneratorConfig
+from dsi.text.tokens import train_tokenizer
 
 SHAPES = {
     "default": {},
@@ -45,7 +45,7 @@ SHAPES = {
 
 
 class Copies(LogitsProcessor):
-    """What :class:`dsi.copying.Copying` adds, inside ``generate``."""
+    """What :class:`dsi.queries.copy_bias.Copying` adds, inside ``generate``."""
 
     def __init__(self, copying: Any, samples: int):
         self.copying, self.samples = copying, samples

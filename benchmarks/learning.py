@@ -22,12 +22,12 @@ import torch
 from benchmarks.options import keep, processor
 from benchmarks.training import Clock, stage_zero
 from benchmarks.updates import make_accelerator, no_sharpness, update
-from continual.evaluation import Evaluator
-from continual.optimization import learning_rate, make_optimizer
-from continual.setup import make_model, prepare_layers
-from dsi.batching import Batch, BatchShape, batches_from, collate
-from dsi.sources import Examples
-from dsi.tokenization import Tokens
+from continual.measure.evaluation import Evaluator
+from continual.run.material import make_model, prepare_layers
+from continual.update.optimizer import learning_rate, make_optimizer
+from dsi.examples.batches import Batch, BatchShape, batches_from, collate
+from dsi.examples.sources import Examples
+from dsi.text.tokens import Tokens
 
 HEADER = """\
 | contestant | seed | queries | Hits@10 | updates | seconds | padding |

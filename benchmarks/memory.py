@@ -9,7 +9,7 @@ part in a process of its own, one after the other, on what the parts before have
 * ``read``: JSON lines, qrels and stream to checked Arrow tables; ``open``: the same from the cache;
 * ``tokenizer``: a Unigram vocabulary from D_0; ``tokenize``: the stream with its token ids;
 * ``atomic``, ``naive``, ``semantic``: docids of every corpus made, written and read again;
-* ``batch``: a mixture of views and queries drawn through :mod:`dsi.batching` as training does;
+* ``batch``: a mixture of views and queries drawn (:mod:`dsi.examples.batches`) as in training;
 * ``all``: read, tokenize, assign (naive) and batch in one process, with an empty cache.
 
 Peak memory is ``ru_maxrss`` of that process: Python, the libraries (``import`` says how much of it)
@@ -46,7 +46,7 @@ def write_synthetic(folder: Path, documents: int, seed: int = 0) -> None:
 
     The stream "six" is a random order of all of them.
     """
-    from dsi.corpus import write_corpus
+    from dsi.corpus.corpus import write_corpus
 
     rng = np.random.default_rng(seed)
     consonants, vowels = np.array(list("bcdfghjklmnprstvz")), np.array(list("aeiou"))
@@ -97,9 +97,9 @@ def run_part(part: str, folder: Path, scratch: Path) -> dict[str, Any]:
         "batch": lambda: _batch(folder),
         "all": lambda: _assign(folder, scratch, "naive", with_batches=True),
     }
-    import continual.assignment  # the libraries are loaded before the clock runs
+    import continual.run.docids  # the libraries are loaded before the clock runs
 
-    assert continual.assignment
+    assert continual.run.docids
     own = Own()
     own.start()
     wall, processor = time.perf_counter(), time.process_time()
@@ -130,21 +130,21 @@ class Own(threading.Thread):
 
 
 def _config(folder: Path, *settings: str) -> Any:
-    from continual.config import load_config
+    from continual.config.schema import load_config
 
     shape = ["name=memory", f"data.corpus={folder}", "data.stream=six"]
     return load_config(None, [*shape, "tokenizer.vocabulary_size=8000", *settings])
 
 
 def _read(folder: Path) -> int:
-    from continual.setup import read_parts
+    from continual.run.material import read_parts
 
     parts, _ = read_parts(_config(folder))
     return sum(len(part.rows) for part in parts)
 
 
 def _tokenizer(folder: Path) -> int:
-    from continual.setup import _trained, read_parts
+    from continual.run.material import _trained, read_parts
 
     config = _config(folder)
     parts, _ = read_parts(config)
@@ -153,13 +153,13 @@ def _tokenizer(folder: Path) -> int:
 
 
 def _material(folder: Path) -> Any:
-    from continual.setup import prepare
+    from continual.run.material import prepare
 
     return prepare(_config(folder))
 
 
 def _assign(folder: Path, scratch: Path, scheme: str, with_batches: bool = False) -> int:
-    from continual.assignment import Assignment
+    from continual.run.docids import Assignment
 
     config, material = _config(folder, f"docids={scheme}"), _material(folder)
     stream, target = material.stream, scratch / scheme
@@ -179,9 +179,9 @@ def _batch(folder: Path) -> int:
 
 def _draw(config: Any, material: Any) -> int:
     """Batches of the last stage: indexing by two views, and the train queries of D_0."""
-    from continual.context import true_queries
-    from continual.mixture import stage_sources
-    from dsi.batching import BatchShape, batches_from
+    from continual.stream.mixture import stage_sources
+    from continual.stream.view import true_queries
+    from dsi.examples.batches import BatchShape, batches_from
 
     stream, stage = material.stream, len(material.stream) - 1
     pool = true_queries(stream)

@@ -36,7 +36,7 @@ from benchmarks.options import add_options, keep, processor
 from benchmarks.training import SIZES, MatrixPeak, Ours, Texts, Work, synthetic
 from dsi.docids import NewDocuments
 from dsi.docids.naive import Naive
-from dsi.trie import Trie
+from dsi.search.trie import Trie
 
 SHAPES: dict[str, dict[str, int]] = {
     "d128": dict(
@@ -145,7 +145,7 @@ def _ratio(done: Sequence[Work], base: Sequence[Work], one: Ours) -> float:
 def write_stream(folder: Path, stages: int, documents: int, seed: int = 0) -> None:
     """A stream ``equal`` of so many corpora of so many documents of 40 to 80 words; every document
     has a train and a test query."""
-    from dsi.corpus import write_corpus
+    from dsi.corpus.corpus import write_corpus
 
     rng = np.random.default_rng(seed)
     syllables = np.array([c + v for c in "bcdfghklmnprstvz" for v in "aeiou"], dtype=object)

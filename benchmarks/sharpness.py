@@ -25,12 +25,12 @@ from benchmarks.allocation import most_allocated
 from benchmarks.decoding import SHAPES, clock
 from benchmarks.options import add_options, keep
 from benchmarks.updates import SMALL, make_accelerator, update
-from continual.components import available, component_class
-from continual.config import TrainingConfig
-from continual.optimization import make_optimizer
-from continual.passes import displaced
-from dsi.batching import Batch
-from dsi.model import from_scratch
+from continual.config.registry import available, component_class
+from continual.config.schema import TrainingConfig
+from continual.update.optimizer import make_optimizer
+from continual.update.passes import displaced
+from dsi.examples.batches import Batch
+from dsi.model.dsi_model import from_scratch
 
 POSITIONS, CODES = 7, 64
 EVERY = {"look": 5, "interval": 5}

@@ -45,15 +45,15 @@ from transformers import T5Config, T5ForConditionalGeneration
 from benchmarks.decoding import BASE
 from benchmarks.options import add_options, keep, processor, require_device
 from benchmarks.updates import SMALL, make_accelerator, no_sharpness, update
-from continual.config import TrainingConfig
-from continual.optimization import make_optimizer
-from continual.setup import prepare_layers
-from dsi.ahead import ahead
-from dsi.batching import Batch, BatchShape, batches_from
-from dsi.model import from_scratch
-from dsi.sources import DocumentSampler, DocumentSource, QuerySource, Source
-from dsi.tokenization import Tokens
-from dsi.views import View
+from continual.config.schema import TrainingConfig
+from continual.run.material import prepare_layers
+from continual.update.optimizer import make_optimizer
+from dsi.examples.batches import Batch, BatchShape, batches_from
+from dsi.examples.prefetch import ahead
+from dsi.examples.sources import DocumentSampler, DocumentSource, QuerySource, Source
+from dsi.model.dsi_model import from_scratch
+from dsi.text.tokens import Tokens
+from dsi.text.views import View
 
 SIZES: dict[str, dict[str, int]] = {
     "tiny": dict(
@@ -160,10 +160,10 @@ def stage_zero(folder: str, vocabulary: int, overrides: Sequence[str] = ()) -> t
     """Material and configuration of a corpus as one stage, and its mixture for a seed."""
     import dataclasses
 
-    from continual.config import load_config
-    from continual.context import true_queries
-    from continual.mixture import stage_sources
-    from continual.setup import prepare
+    from continual.config.schema import load_config
+    from continual.run.material import prepare
+    from continual.stream.mixture import stage_sources
+    from continual.stream.view import true_queries
 
     given = [f"data.corpus={folder}", "data.stream=null"]
     given += [f"tokenizer.vocabulary_size={vocabulary}", *overrides]

@@ -7,9 +7,9 @@ import torch
 from accelerate import Accelerator
 from torch import nn
 
-from continual.components import component_class
-from continual.steps import take_step
-from dsi.batching import Batch
+from continual.config.registry import component_class
+from continual.update.steps import take_step
+from dsi.examples.batches import Batch
 
 # 9.4M weights with 8,192 words
 SMALL = dict(d_model=256, d_kv=64, d_ff=1024, num_layers=4, num_decoder_layers=4, num_heads=4)

@@ -14,11 +14,11 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
 
-from continual.ranks import another_spoke, say_once
+from continual.devices.ranks import another_spoke, say_once
 from dsi.errors import UserError, printable
 
 if TYPE_CHECKING:
-    from continual.config import RunConfig
+    from continual.config.schema import RunConfig
 
 
 class _Parser(argparse.ArgumentParser):
@@ -48,7 +48,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         else:
             options = parser.parse_args(arguments)
         for package in getattr(options, "plugin", ()):
-            from continual.components import allow
+            from continual.config.registry import allow
 
             allow(package)
         return options.run(options)
@@ -74,7 +74,7 @@ def _stopped(stop: KeyboardInterrupt, options: argparse.Namespace) -> str:
     name = signal.Signals(getattr(stop, "signum", signal.SIGINT)).name
     if getattr(options, "run", None) not in (run_train, _add):
         return name
-    if not hasattr(stop, "signum"):  # not of continual.interruption
+    if not hasattr(stop, "signum"):  # not of continual.run.signals
         return f"{name} before the first update; start it again"
     where = getattr(stop, "where", "") or "between two checkpoints"
     command = "--resume" if options.run is run_train else f"dsi train --resume {options.run_folder}"
@@ -169,9 +169,9 @@ def run_train(options: argparse.Namespace) -> int:
 
 def _train_config(settings: list[str], resume: bool) -> "RunConfig":
     """The configuration that the command line means; a run goes on with its own settings."""
-    from continual.config import differences, load_config, read_resolved
-    from continual.paths import expand
-    from dsi.corpus_reading import show
+    from continual.config.paths import expand
+    from continual.config.schema import differences, load_config, read_resolved
+    from dsi.corpus.records import show
 
     # a path may have "=" in it: runs/rate=0.1
     paths = [s for s in settings if "=" not in s or os.path.exists(s)]

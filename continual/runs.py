@@ -6,11 +6,11 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
-from continual import run_directory as directory
-from continual.config import RunConfig, read_resolved
-from continual.run_lock import only_writer
-from continual.setup import Material, make_model, prepare, read_parts
-from continual.stream import Stream
+from continual.config.schema import RunConfig, read_resolved
+from continual.run import directory
+from continual.run.lock import only_writer
+from continual.run.material import Material, make_model, prepare, read_parts
+from continual.stream.stream import Stream
 from dsi.docid_report import format_report
 from dsi.errors import UserError
 from dsi.files import as_written, read_json, replace_atomically, reported
@@ -49,7 +49,7 @@ def _train(config: RunConfig, resume: bool, overwrite: bool, accept: Sequence[st
 
 def _begin(held: ExitStack, config: RunConfig, overwrite: bool) -> Material:
     """A new run's directory, made once all that can be wrong is read and checked."""
-    from continual.devices import make_accelerator, on_main
+    from continual.devices.accelerator import make_accelerator, on_main
 
     accelerator, folder = make_accelerator(config), config.folder
     is_there = os.path.isdir(folder)
@@ -76,7 +76,7 @@ def _begin(held: ExitStack, config: RunConfig, overwrite: bool) -> Material:
 
 def _claim(held: ExitStack, folder: Path) -> tuple[RunConfig, list]:
     """A run that is there, from now on written by this process (the first of several) alone."""
-    from continual.devices import make_accelerator, on_main
+    from continual.devices.accelerator import make_accelerator, on_main
 
     accelerator = make_accelerator(_read_config(folder))
     on_main(accelerator, lambda: held.enter_context(only_writer(folder)))
@@ -109,7 +109,7 @@ def _add(held: ExitStack, folder: Path, corpus: str, accept: Sequence[str]) -> P
 
 
 def _check_docids(config: RunConfig, folder: Path, material: Material, corpora: int) -> None:
-    from continual.assignment import Assignment
+    from continual.run.docids import Assignment
 
     Assignment(config, material.stream, folder, True, lambda: None).check(corpora)
 
@@ -221,10 +221,10 @@ def _show(folder: Path) -> None:
 
 def evaluate(folder: Path, stage: int | None = None, split: str = "test") -> list[str]:
     """Recompute one row of the matrix from the stage's model; returns lines to print."""
-    from continual.devices import make_accelerator
-    from continual.evaluation import METRICS, Evaluator
+    from continual.devices.accelerator import make_accelerator
+    from continual.measure.evaluation import METRICS, Evaluator
     from dsi.index import check_fit
-    from dsi.model import load_model
+    from dsi.model.dsi_model import load_model
 
     config, added = _read_run(folder)
     done = [int(path.name) for path in directory.stages(folder) if (path / "model").is_dir()]

@@ -11,7 +11,7 @@ from continual.cli import main
 if __name__ == "__main__":
     status = main(["train", *sys.argv[1:]])
     if status == 0:
-        from continual.devices import part
+        from continual.devices.accelerator import part
 
         part()
     sys.exit(status)

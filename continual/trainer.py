@@ -19,37 +19,37 @@ import numpy as np
 import torch
 from accelerate.utils import tqdm
 
-from continual import checkpoint as checkpoints
-from continual import run_directory as directory
-from continual.assignment import Assignment
-from continual.checkpoint import Checkpoint
-from continual.config import RunConfig
-from continual.context import StageContext, true_queries
-from continual.devices import make_accelerator
-from continual.evaluation import METRICS, Evaluator
-from continual.flatness import measure_stage
-from continual.inspection import keep_batch, refuse
-from continual.interruption import Interrupted, Signals
-from continual.mixture import batch_shape, prompt_ids, stage_sources, window_updates
-from continual.optimization import (
+from continual.config.schema import RunConfig
+from continual.devices.accelerator import make_accelerator
+from continual.devices.sharding import gather, is_sharded, shard
+from continual.measure.evaluation import METRICS, Evaluator
+from continual.measure.performance import ForgettingEvents
+from continual.measure.sharpness import measure_stage
+from continual.run import checkpoint as checkpoints
+from continual.run import directory
+from continual.run.checkpoint import Checkpoint
+from continual.run.docids import Assignment
+from continual.run.material import Material, make_model, prepare_layers
+from continual.run.nonfinite import keep_batch, refuse
+from continual.run.signals import Interrupted, Signals
+from continual.run.tracking import Tracker
+from continual.state import TrainState, from_checkpoint, to_checkpoint
+from continual.stream.mixture import batch_shape, prompt_ids, stage_sources, window_updates
+from continual.stream.view import StageContext, true_queries
+from continual.update.optimizer import (
     learning_rate,
     make_optimizer,
     named_state,
     peak_rate,
     restore_state,
 )
-from continual.performance import ForgettingEvents
-from continual.setup import Material, make_model, prepare_layers
-from continual.sharding import gather, is_sharded, shard
-from continual.steps import take_step
-from continual.tracking import Tracker
-from continual.train_state import TrainState, from_checkpoint, to_checkpoint
-from dsi.ahead import ahead
-from dsi.batching import Batch, batches_from
+from continual.update.steps import take_step
 from dsi.embeddings import ModelEmbedder
 from dsi.errors import UserError
+from dsi.examples.batches import Batch, batches_from
+from dsi.examples.prefetch import ahead
 from dsi.files import replace_atomically, write_json
-from dsi.model import DSIModel
+from dsi.model.dsi_model import DSIModel
 from dsi.seeding import derive
 
 

@@ -22,9 +22,9 @@ from transformers import PreTrainedTokenizerFast
 from dsi import hub
 from dsi.errors import UserError
 from dsi.files import replace_atomically, write_json
-from dsi.model import DocidHead, DSIModel, load_model
+from dsi.model.dsi_model import DocidHead, DSIModel, load_model
 from dsi.seeding import derive
-from dsi.tokenization import Tokens, batches, gather, load_tokenizer, padded, tokenize
+from dsi.text.tokens import Tokens, batches, gather, load_tokenizer, padded, tokenize
 
 SCHEMA = 1
 BATCH = 256  # texts that the model reads at once

@@ -12,16 +12,17 @@ from typing import TYPE_CHECKING, Any, cast, overload
 import numpy as np
 import torch
 
-from dsi.corpus import read_corpus
-from dsi.corpus_ids import id_rows
-from dsi.corpus_reading import SPLITS, show
+from dsi.corpus.corpus import read_corpus
+from dsi.corpus.ids import id_rows
+from dsi.corpus.records import SPLITS, show
 from dsi.docids import codes_from_text, read_docids
 from dsi.errors import UserError, printable
 from dsi.files import as_written, read_json
 from dsi.manifest import verify
-from dsi.ranking import Ranker
-from dsi.stored import StoredModel, StoredTokenizer, stored_model, stored_tokenizer
-from dsi.tokenization import (
+from dsi.search.light_model import StoredModel, StoredTokenizer, stored_model, stored_tokenizer
+from dsi.search.ranker import Ranker
+from dsi.search.trie import Trie
+from dsi.text.tokens import (
     LONGEST_QUERY,
     gather,
     load_tokenizer,
@@ -29,12 +30,11 @@ from dsi.tokenization import (
     prompt_ids,
     tokenize,
 )
-from dsi.trie import Trie
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
 
-    from dsi.model import DSIModel
+    from dsi.model.dsi_model import DSIModel
 
 SCHEMA = 1
 BATCH = 256  # queries ranked at once
@@ -266,7 +266,7 @@ def _count(k: int) -> int:
 def _model(folder: Path) -> "DSIModel | StoredModel":
     stored = stored_model(folder)
     if stored is None:
-        from dsi.model import load_model  # a second or two
+        from dsi.model.dsi_model import load_model  # a second or two
 
         return load_model(folder)
     return stored

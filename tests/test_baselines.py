@@ -29,8 +29,8 @@ from benchmarks.baselines import (
     prefix_allowed_tokens_fn,
     t5_small_text_vocabulary,
 )
-from dsi.model import DSIModel, from_scratch
-from dsi.trie import Trie
+from dsi.model.dsi_model import DSIModel, from_scratch
+from dsi.search.trie import Trie
 
 SIZES: dict[str, Any] = dict(
     vocab_size=40, d_model=16, d_kv=8, d_ff=24, num_layers=2, num_heads=2, dropout_rate=0.5

@@ -12,8 +12,8 @@ from accelerate.state import AcceleratorState
 
 from benchmarks import end_to_end, generation, learning, scaling, training
 from benchmarks.end_to_end import Stopwatch
-from dsi.batching import BatchShape, window_batches
-from dsi.corpus import read_corpus, read_stream
+from dsi.corpus.corpus import read_corpus, read_stream
+from dsi.examples.batches import BatchShape, window_batches
 from tests.ranks import on_two_ranks
 
 TINY = ["--size", "tiny", "--rounds", "1", "--updates", "1", "--batch-size", "4"]

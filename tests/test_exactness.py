@@ -7,10 +7,10 @@ import pytest
 import torch
 
 from benchmarks.baselines import csr_constraint, dict_constraint, equivalent_t5, generate_docids
-from dsi.decoding import beam_search
-from dsi.inference import Inference
-from dsi.model import from_scratch
-from dsi.trie import Trie
+from dsi.model.dsi_model import from_scratch
+from dsi.search.beam_search import beam_search
+from dsi.search.forward import Inference
+from dsi.search.trie import Trie
 
 SHAPE = {"vocab_size": 50, "d_model": 24, "d_kv": 8, "d_ff": 32, "num_heads": 3}
 

@@ -11,23 +11,23 @@ from pathlib import Path
 
 import pytest
 
-PURE = ("dsi.metrics", "dsi.trec", "continual.performance")
+PURE = ("dsi.measures.metrics", "dsi.measures.trec", "continual.measure.performance")
 # what a pure module may use of ours: these two are pure themselves
 PURE_HELPERS = ("dsi.errors", "dsi.seeding")
 ONLY_IN = {
-    "wandb": ("continual.tracking",),
+    "wandb": ("continual.run.tracking",),
     "accelerate": (
-        "continual.checkpoint",
-        "continual.evaluation",
-        "continual.devices",
-        "continual.passes",
-        "continual.sharding",
-        "continual.steps",
-        "continual.tracking",
+        "continual.run.checkpoint",
+        "continual.measure.evaluation",
+        "continual.devices.accelerator",
+        "continual.update.passes",
+        "continual.devices.sharding",
+        "continual.update.steps",
+        "continual.run.tracking",
         "continual.trainer",
-        "dsi.query_generation",
+        "dsi.queries.generator",
     ),
-    "yaml": ("continual.config",),
+    "yaml": ("continual.config.schema",),
     "matplotlib": ("continual.report",),
 }
 COMPONENTS = ("replay", "regularizers", "sharpness", "parameters", "merging")
@@ -179,24 +179,33 @@ def test_light_modules_load_nothing_heavy(repository, module):
 
 DEPENDENCIES = {"torch", "numpy", "yaml", "accelerate", *HEAVY}
 PLANTED = {
-    "dsi/index.py": ("from continual.stream import Stream", "dsi never imports continual"),
-    "dsi/trie.py": ("def f():\n    import continual", "dsi never imports continual"),
-    "dsi/model.py": ("import importlib\nimportlib.import_module('continual')", "dsi never"),
-    "continual/stream.py": ("from data.squad import read", "nothing imports data"),
+    "dsi/index.py": ("from continual.stream.stream import Stream", "dsi never imports continual"),
+    "dsi/search/trie.py": ("def f():\n    import continual", "dsi never imports continual"),
+    "dsi/model/dsi_model.py": (
+        "import importlib\nimportlib.import_module('continual')",
+        "dsi never",
+    ),
+    "continual/stream/stream.py": ("from data.squad import read", "nothing imports data"),
     "continual/train.py": ("from tests.conftest import REPOSITORY", "only dsi and continual"),
-    "dsi/trec.py": ("from dsi.corpus import Corpus", "dsi.metrics, dsi.trec"),
-    "dsi/metrics.py": ("from . import model", "dsi.metrics, dsi.trec"),
-    "continual/performance.py": ("import torch", "use the standard library and numpy"),
-    "continual/trainer.py": ("def f():\n    import wandb", "wandb only in continual.tracking"),
-    "dsi/decoding.py": ("import accelerate.utils", "accelerate only in"),
+    "dsi/measures/trec.py": (
+        "from dsi.corpus.corpus import Corpus",
+        "dsi.measures.metrics, dsi.measures.trec",
+    ),
+    "dsi/measures/metrics.py": ("from . import model", "dsi.measures.metrics, dsi.measures.trec"),
+    "continual/measure/performance.py": ("import torch", "use the standard library and numpy"),
+    "continual/trainer.py": ("def f():\n    import wandb", "wandb only in continual.run.tracking"),
+    "dsi/search/beam_search.py": ("import accelerate.utils", "accelerate only in"),
     "continual/replay/none.py": ("from ..trainer import train", "components (replay) never"),
-    "continual/components.py": ("import yaml", "yaml only in continual.config"),
-    "continual/evaluation.py": ("def f():\n    import matplotlib.figure", "matplotlib only in"),
+    "continual/config/registry.py": ("import yaml", "yaml only in continual.config.schema"),
+    "continual/measure/evaluation.py": (
+        "def f():\n    import matplotlib.figure",
+        "matplotlib only in",
+    ),
     "continual/runs.py": ("from continual.report import figures", "inside the functions that use"),
-    "dsi/corpus.py": ("class C:\n    import datasets", "inside the functions that use them"),
+    "dsi/corpus/corpus.py": ("class C:\n    import datasets", "inside the functions that use them"),
     "dsi/baselines/dense.py": ("import sentence_transformers", "a package is a dependency"),
     "dsi/baselines/sparse.py": ("def f():\n    import unheard_of", "a package is a dependency"),
-    "dsi/tokenization.py": ("import optional_one", "an extra and imported where used"),
+    "dsi/text/tokens.py": ("import optional_one", "an extra and imported where used"),
     "benchmarks/speed.py": ("import data.squad", "nothing imports data"),
 }
 
@@ -215,13 +224,13 @@ def test_a_planted_violation_is_found(tmp_path, name):
 
 ALLOWED = {
     "continual/cli.py": "from dsi.index import SearchIndex\nfrom continual import trainer",
-    "continual/config.py": "import yaml",
-    "continual/tracking.py": "def f():\n    import wandb",
+    "continual/config/schema.py": "import yaml",
+    "continual/run/tracking.py": "def f():\n    import wandb",
     "continual/report/page.py": "import matplotlib\nfrom continual.report import figures",
     "continual/runs.py": "from typing import TYPE_CHECKING\n"
     "if TYPE_CHECKING:\n    from continual.report import figures\n"
     "def f():\n    from continual.report import figures",
-    "dsi/trec.py": "import math\nimport numpy as np\nfrom dsi.errors import UserError",
+    "dsi/measures/trec.py": "import math\nimport numpy as np\nfrom dsi.errors import UserError",
     "dsi/baselines/dense.py": "def f():\n    import optional_one",
     "data/squad.py": "from data import _writing\nfrom dsi.errors import UserError",
 }

@@ -4,7 +4,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from continual.performance import ForgettingEvents, summary
+from continual.measure.performance import ForgettingEvents, summary
 
 nbformat = pytest.importorskip("nbformat")
 nbclient = pytest.importorskip("nbclient")

@@ -20,12 +20,12 @@ from accelerate.state import AcceleratorState
 
 from continual import runs
 from continual.cli import main
-from dsi.corpus import read_corpus, write_corpus
+from dsi.corpus.corpus import read_corpus, write_corpus
 from dsi.embeddings import load_embedder
 from dsi.errors import UserError
-from dsi.model import from_checkpoint, load_model
-from dsi.query_generation import QueryGenerator
-from dsi.tokenization import load_tokenizer
+from dsi.model.dsi_model import from_checkpoint, load_model
+from dsi.queries.generator import QueryGenerator
+from dsi.text.tokens import load_tokenizer
 from tests.continual.conftest import Lab
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -168,7 +168,7 @@ def test_code_that_a_configuration_names_is_run_when_the_command_line_names_it(
         "class Pull(NoRegularizer):\n    pass\n"
     )
     monkeypatch.syspath_prepend(tmp_path)
-    monkeypatch.setattr("continual.components._allowed", set())
+    monkeypatch.setattr("continual.config.registry._allowed", set())
     run = shutil.copytree(lab.kept(*TREE), tmp_path / "run")
     (run / "manifest.json").unlink()
     config = run / "config.yaml"
@@ -191,9 +191,9 @@ def test_code_that_a_configuration_names_is_run_when_the_command_line_names_it(
         assert "add --plugin a_plugin (in Python" in err and err.count("\n") == 1
         # another package is not this one
         assert cli(*command, "--plugin", "a_plugin.pu")[0] == 2
-        monkeypatch.setattr("continual.components._allowed", set())
+        monkeypatch.setattr("continual.config.registry._allowed", set())
         assert cli(*command, "--plugin", "tests") == (2, err)
-        monkeypatch.setattr("continual.components._allowed", set())
+        monkeypatch.setattr("continual.config.registry._allowed", set())
         assert files(run) == before and not sentinel.exists()
     for command in commands:
         for plugin in ("a_plugin", "a_plugin.pull"):
@@ -201,7 +201,7 @@ def test_code_that_a_configuration_names_is_run_when_the_command_line_names_it(
             assert cli(*command, "--plugin", "tests", "--plugin", plugin) == (0, "")
             assert sentinel.exists()
             sentinel.rmdir()
-            monkeypatch.setattr("continual.components._allowed", set())
+            monkeypatch.setattr("continual.config.registry._allowed", set())
 
 
 def test_code_that_a_checkpoint_or_tokenizer_asks_for_is_never_run(lab, tmp_path, evil) -> None:
@@ -307,7 +307,7 @@ def test_a_pickle_for_an_embedder_or_a_generator_is_never_run(lab, evil, tmp_pat
 
 
 def test_a_checkpoint_that_is_an_archive_of_pickles_is_never_run(evil, tmp_path) -> None:
-    from continual.checkpoint import load_latest
+    from continual.run.checkpoint import load_latest
 
     folder = tmp_path / "checkpoints" / "00-00000002-end"
     folder.mkdir(parents=True)

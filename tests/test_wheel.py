@@ -96,8 +96,8 @@ def test_only_the_two_packages_become_importable(elsewhere, tmp_path):
 def test_an_installation_can_do_without_the_checkout(elsewhere, tmp_path):
     code = (
         "import dsi, continual.cli\n"
-        "from dsi.corpus import read_corpus\n"
-        "from continual.config import load_config\n"
+        "from dsi.corpus.corpus import read_corpus\n"
+        "from continual.config.schema import load_config\n"
         "corpus = read_corpus('encyclopedia')\n"
         "assert load_config().folder.parts == ('runs', 'quickstart')\n"
         "print(dsi.__file__); print(corpus.documents.num_rows)"

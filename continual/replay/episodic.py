@@ -5,8 +5,8 @@ from typing import Literal
 
 import numpy as np
 
-from continual.context import QueryPool, StageContext
-from dsi.tokenization import Tokens
+from continual.stream.view import QueryPool, StageContext
+from dsi.text.tokens import Tokens
 
 
 class EpisodicReplay:

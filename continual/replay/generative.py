@@ -9,7 +9,7 @@ from typing import Any, Literal
 
 import numpy as np
 
-from continual.context import QueryPool, StageContext, true_queries
+from continual.stream.view import QueryPool, StageContext, true_queries
 from dsi.errors import UserError
 from dsi.files import (
     as_written,
@@ -19,13 +19,13 @@ from dsi.files import (
     write_json,
     write_text,
 )
-from dsi.lexical_queries import LexicalQueries
-from dsi.memory_quality import bm25_ranks, measure
-from dsi.pseudo_queries import cached_generate
-from dsi.query_generation import GeneratorConfig, QueryGenerator, share
-from dsi.sampling import SamplingConfig
+from dsi.queries.cache import cached_generate
+from dsi.queries.generator import GeneratorConfig, QueryGenerator, share
+from dsi.queries.lexical import LexicalQueries
+from dsi.queries.quality import bm25_ranks, measure
+from dsi.queries.sampling import SamplingConfig
 from dsi.seeding import derive
-from dsi.tokenization import LONGEST_QUERY, Tokens, tokenize, tokenizer_fingerprint
+from dsi.text.tokens import LONGEST_QUERY, Tokens, tokenize, tokenizer_fingerprint
 
 
 class GenerativeReplay:
@@ -223,7 +223,7 @@ class GenerativeReplay:
         return generator
 
     def _tokenizer(self, context: StageContext) -> Any:
-        from dsi.tokenization import load_tokenizer
+        from dsi.text.tokens import load_tokenizer
 
         source = self.config.generator.source
         return context.tokenizer if source == "scratch" else load_tokenizer(source)

@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from continual.context import QueryPool, StageContext
+from continual.stream.view import QueryPool, StageContext
 
 
 class NoReplay:

@@ -1,4 +1,4 @@
-"""How a step is taken. One member per file, a pure rule; ``continual.steps`` makes the passes.
+"""How a step is taken. One member per file, a pure rule; ``continual.update.steps`` makes passes.
 
 Protocol (``_policy.Policy``)::
 

@@ -65,10 +65,10 @@ class SharpnessConfig:
 class Policy:
     """A rule: where the next pass is made, and which gradient the update descends.
 
-    Pure: no model, no optimizer, no passes of its own. ``continual.steps`` asks :meth:`passes`,
-    makes the first pass at the weights, asks :meth:`perturbation` before every further one, puts
-    the weights back, and gives what :meth:`combine` returns to the base optimizer. Class attributes
-    say what the passes need.
+    Pure: no model, no optimizer, no passes of its own. ``continual.update.steps`` asks
+    :meth:`passes`, makes the first pass at the weights, asks :meth:`perturbation` before every
+    further one, puts the weights back, and gives what :meth:`combine` returns to the base
+    optimizer. Class attributes say what the passes need.
     """
 
     Config = SharpnessConfig

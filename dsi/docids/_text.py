@@ -13,7 +13,7 @@ from transformers import PreTrainedTokenizerFast
 
 from dsi.docids._scheme import NewDocuments, Scheme, stack_codes
 from dsi.errors import UserError
-from dsi.tokenization import Tokens, batches
+from dsi.text.tokens import Tokens, batches
 
 
 class TextScheme(Scheme):
@@ -158,7 +158,7 @@ def _beginnings(texts: Iterable[str], length: int) -> Iterator[str]:
 
 def _end(tokenizer: PreTrainedTokenizerFast) -> int:
     end = tokenizer.eos_token_id
-    assert isinstance(end, int), "dsi.tokenization.load_tokenizer refuses tokenizers without"
+    assert isinstance(end, int), "dsi.text.tokens.load_tokenizer refuses tokenizers without"
     return end
 
 

@@ -12,7 +12,7 @@ import numpy as np
 
 from dsi.docids._scheme import NewDocuments
 from dsi.docids._text import TextScheme
-from dsi.views import STOP_WORDS
+from dsi.text.views import STOP_WORDS
 
 WORD = re.compile(r"\w+")
 

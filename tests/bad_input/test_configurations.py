@@ -5,7 +5,7 @@ import time
 
 import pytest
 
-from continual.config import load_config
+from continual.config.schema import load_config
 from tests.bad_input.conftest import Place
 
 LAUGHS = "a: &a [lol, lol, lol, lol, lol, lol, lol, lol, lol]\n" + "".join(

@@ -6,8 +6,8 @@ from typing import NamedTuple
 
 import pytest
 
-from dsi.corpus import read_corpus, read_stream
-from dsi.tokenization import LONGEST_QUERY
+from dsi.corpus.corpus import read_corpus, read_stream
+from dsi.text.tokens import LONGEST_QUERY
 from tests.bad_input.conftest import GOOD, Place
 
 TRAIN = ("train", "output=out", "name=x", "data.corpus=corpus", "data.stream=two", "threads=1")

@@ -13,8 +13,9 @@ from typing import Any
 import pytest
 from accelerate.state import AcceleratorState
 
-from continual import checkpoint, runs
+from continual import runs
 from continual.cli import main
+from continual.run import checkpoint
 from dsi.errors import UserError
 from tests.continual.conftest import Lab
 

@@ -13,16 +13,16 @@ import yaml
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
-from continual.config import RunConfig, dump, load_config, parse
-from dsi.corpus import read_corpus, read_stream
-from dsi.corpus_reading import (
+from continual.config.schema import RunConfig, dump, load_config, parse
+from dsi.corpus.corpus import read_corpus, read_stream
+from dsi.corpus.records import (
     checked_documents,
     checked_queries,
     json_rows,
     judgements_from_tsv,
     lines,
 )
-from dsi.corpus_streams import read_stream_file
+from dsi.corpus.streams import read_stream_file
 from dsi.errors import UserError
 
 FEW = settings(

@@ -229,8 +229,8 @@ def shared(
 
     monkeypatch.chdir(made)
     monkeypatch.setattr(runs, "_run", lambda config, folder, *_: folder)
-    monkeypatch.setattr("continual.run_directory.create", lambda config, overwrite: None)
-    monkeypatch.setattr("continual.components._allowed", set())
+    monkeypatch.setattr("continual.run.directory.create", lambda config, overwrite: None)
+    monkeypatch.setattr("continual.config.registry._allowed", set())
     before = signal.signal(signal.SIGALRM, stop)
     signal.alarm(20)
     yield Place(made, capfd.readouterr, [])

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
 
-from continual.run_lock import only_writer
+from continual.run.lock import only_writer
 from tests.bad_input.conftest import Place
 
 Damage = Callable[[Path], object]

@@ -15,8 +15,8 @@ from accelerate.state import AcceleratorState
 from safetensors.torch import load_file
 
 from continual import runs, trainer
-from continual.config import RunConfig, load_config
-from dsi.corpus import write_corpus
+from continual.config.schema import RunConfig, load_config
+from dsi.corpus.corpus import write_corpus
 
 SIZES = (18, 6, 6)
 NUMBERS = ("zero", "one", "two", "three")

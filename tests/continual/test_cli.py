@@ -12,8 +12,8 @@ from accelerate.state import AcceleratorState
 
 from continual import cli, runs
 from continual.cli import main
-from continual.config import dump, load_config
-from continual.interruption import Interrupted
+from continual.config.schema import dump, load_config
+from continual.run.signals import Interrupted
 
 HEAVY = "torch transformers accelerate datasets numpy yaml pyarrow matplotlib wandb bm25s"
 
@@ -114,7 +114,7 @@ def test_a_mistake_is_one_line_and_status_2(place, capsys, line, start, rest):
 
 
 def test_a_missing_checkpoint_is_found_before_anything_is_written(place, capsys, tmp_path):
-    from dsi.tokenization import train_tokenizer
+    from dsi.text.tokens import train_tokenizer
 
     train_tokenizer(["some words to learn"], 100).save_pretrained(tmp_path / "folder")
     before = inventory(place)

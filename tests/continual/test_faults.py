@@ -17,10 +17,10 @@ from accelerate.state import AcceleratorState
 from safetensors.torch import load_file
 
 from continual import cli, runs, trainer
-from continual.config import load_config
-from continual.interruption import Interrupted
+from continual.config.schema import load_config
+from continual.run.signals import Interrupted
 from dsi.errors import UserError
-from dsi.model import DSIModel
+from dsi.model.dsi_model import DSIModel
 
 SETTINGS = (
     "checkpoint.every=2",
@@ -150,7 +150,8 @@ def test_a_full_disk_is_one_line_and_the_checkpoint_before_is_whole(lab, tmp_pat
     settings = lab.settings("checkpoint.every=2", "model.d_ff=512", output=tmp_path)
     code = (
         "import resource, sys\n"
-        "from continual import checkpoint, cli\n"
+        "from continual.run import checkpoint\n"
+        "from continual import cli\n"
         "save, calls = checkpoint.save, []\n"
         "def limited(*arguments):\n"
         "    calls.append(1)\n"

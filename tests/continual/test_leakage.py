@@ -10,13 +10,14 @@ from dataclasses import dataclass, field
 import numpy as np
 import pytest
 
-from continual import setup, trainer
-from continual.config import preset_names
+from continual import trainer
+from continual.config.schema import preset_names
 from continual.replay import generative
-from continual.stream import Stream
+from continual.run import material as setup
+from continual.stream.stream import Stream
 from continual.trainer import Trainer
-from dsi.lexical_queries import LexicalQueries
-from dsi.query_generation import QueryGenerator
+from dsi.queries.generator import QueryGenerator
+from dsi.queries.lexical import LexicalQueries
 
 SPLITS = ("train", "dev", "test")
 GENERATOR = (

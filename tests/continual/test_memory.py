@@ -8,7 +8,7 @@ import sys
 import numpy as np
 import pytest
 
-from dsi.corpus import write_corpus
+from dsi.corpus.corpus import write_corpus
 
 DOCUMENTS = 96
 SETTINGS = (
@@ -31,7 +31,7 @@ TRAIN = """
 import gc, json, resource, sys
 import torch
 from continual import runs, trainer
-from continual.config import load_config
+from continual.config.schema import load_config
 
 peak, take_step = 0, trainer.take_step
 

@@ -11,10 +11,10 @@ import pytest
 from accelerate.state import AcceleratorState
 from safetensors.torch import load_file, save, save_file
 
-from continual import checkpoint, runs, trainer
-from continual import run_directory as directory
-from continual.config import load_config
+from continual import runs, trainer
+from continual.config.schema import load_config
 from continual.replay import generative
+from continual.run import checkpoint, directory
 from dsi.errors import UserError
 from dsi.manifest import checksum
 

@@ -8,9 +8,9 @@ import pytest
 import torch
 
 from continual import cli, runs
-from continual.config import load_config
-from continual.run_directory import replace
-from dsi.corpus import write_corpus
+from continual.config.schema import load_config
+from continual.run.directory import replace
+from dsi.corpus.corpus import write_corpus
 from dsi.errors import UserError
 from dsi.index import SearchIndex
 

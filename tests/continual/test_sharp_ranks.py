@@ -7,13 +7,13 @@ import torch
 from accelerate import Accelerator
 from safetensors.torch import load_file, save_file
 
-from continual.components import component_class
-from continual.config import TrainingConfig
-from continual.optimization import make_optimizer
-from continual.sharding import gather, shard
-from continual.steps import take_step
-from dsi.batching import Batch
-from dsi.model import from_scratch
+from continual.config.registry import component_class
+from continual.config.schema import TrainingConfig
+from continual.devices.sharding import gather, shard
+from continual.update.optimizer import make_optimizer
+from continual.update.steps import take_step
+from dsi.examples.batches import Batch
+from dsi.model.dsi_model import from_scratch
 from tests.ranks import on_two_ranks
 
 CODES = torch.arange(12)[:, None]

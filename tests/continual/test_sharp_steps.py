@@ -7,14 +7,14 @@ import pytest
 import torch
 from torch import nn
 
-from continual.components import available, component_class
-from continual.config import TrainingConfig
-from continual.optimization import make_optimizer
+from continual.config.registry import available, component_class
+from continual.config.schema import TrainingConfig
 from continual.sharpness.sam import SAM
-from continual.steps import take_step
-from dsi.batching import Batch
+from continual.update.optimizer import make_optimizer
+from continual.update.steps import take_step
 from dsi.errors import UserError
-from dsi.model import from_scratch
+from dsi.examples.batches import Batch
+from dsi.model.dsi_model import from_scratch
 
 MEMBERS = [name for name in available("sharpness") if name != "none"]
 # with radius zero they are plain training even when their passes are made; the others are plain

@@ -9,7 +9,7 @@ from accelerate import Accelerator
 from accelerate.state import AcceleratorState
 
 from continual import runs
-from continual.config import load_config
+from continual.config.schema import load_config
 
 
 def launch(monkeypatch, *arguments: str) -> int:

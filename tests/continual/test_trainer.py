@@ -7,10 +7,10 @@ import pytest
 import torch
 
 from continual import trainer as module
-from continual.config import preset_names
-from continual.optimization import named_state
-from continual.steps import Update
+from continual.config.schema import preset_names
 from continual.trainer import Trainer
+from continual.update.optimizer import named_state
+from continual.update.steps import Update
 from dsi.errors import UserError
 
 EVERYTHING = (

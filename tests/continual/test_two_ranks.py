@@ -22,8 +22,8 @@ import pytest
 import torch
 
 from continual import cli, runs, trainer
-from continual.devices import make_accelerator
-from dsi.query_generation import QueryGenerator
+from continual.devices.accelerator import make_accelerator
+from dsi.queries.generator import QueryGenerator
 from tests.ranks import on_two_ranks
 
 SETTINGS = {

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from data import _reading, _writing, check_corpus, split_stream
-from dsi.corpus import check_stream, read_corpus, read_stream
+from dsi.corpus.corpus import check_stream, read_corpus, read_stream
 
 FOLDER = Path(str(importlib.resources.files("dsi"))) / "encyclopedia"
 

@@ -13,7 +13,7 @@ from types import ModuleType, SimpleNamespace
 import pytest
 
 from data import _reading, _writing, beir, msmarco, natural_questions, split_stream, squad
-from dsi.corpus import read_corpus, read_stream
+from dsi.corpus.corpus import read_corpus, read_stream
 from dsi.errors import UserError
 
 ROOT = Path(__file__).parents[2]

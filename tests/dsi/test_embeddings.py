@@ -20,8 +20,8 @@ from dsi.embeddings import (
     unit_length,
 )
 from dsi.errors import UserError
-from dsi.model import from_scratch
-from dsi.tokenization import tokenize, train_tokenizer
+from dsi.model.dsi_model import from_scratch
+from dsi.text.tokens import tokenize, train_tokenizer
 
 TEXTS = [
     "Whales sing in the deep sea and travel far in winter.",

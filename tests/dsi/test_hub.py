@@ -62,25 +62,25 @@ def test_a_path_that_is_not_there_is_said_at_once(network, tmp_path, monkeypatch
 
 
 def load_tokenizer():
-    from dsi.tokenization import load_tokenizer
+    from dsi.text.tokens import load_tokenizer
 
     load_tokenizer("t5-smal")
 
 
 def load_model():
-    from dsi.model import from_checkpoint
+    from dsi.model.dsi_model import from_checkpoint
 
     from_checkpoint("t5-smal", [1], 0)
 
 
 def load_generator():
-    from dsi.generator_model import pretrained
+    from dsi.queries.generator_model import pretrained
 
     pretrained("t5-smal")
 
 
 def load_corpus():
-    from dsi.corpus import read_corpus
+    from dsi.corpus.corpus import read_corpus
 
     read_corpus({"dataset": "some/corpu", "documents": "train"})
 

@@ -10,12 +10,12 @@ import numpy as np
 import pytest
 import torch
 
-from dsi.corpus import read_corpus, write_corpus
+from dsi.corpus.corpus import read_corpus, write_corpus
 from dsi.errors import UserError
 from dsi.files import write_json, write_text
 from dsi.index import Result, SearchIndex
-from dsi.model import DSIModel, from_scratch
-from dsi.tokenization import padded, tokenize, train_tokenizer
+from dsi.model.dsi_model import DSIModel, from_scratch
+from dsi.text.tokens import padded, tokenize, train_tokenizer
 
 FIRST = {
     "whale": ("The whale", "Whales sing in the deep sea and travel far in winter."),

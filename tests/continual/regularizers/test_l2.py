@@ -6,7 +6,7 @@ from torch import nn
 
 from continual.regularizers.l2 import L2
 from dsi.errors import UserError
-from dsi.model import from_scratch
+from dsi.model.dsi_model import from_scratch
 
 
 def small_model(count: int):

@@ -5,10 +5,10 @@ from dataclasses import dataclass, field
 import numpy as np
 import pytest
 
-from continual.context import StageContext
 from continual.replay.episodic import EpisodicReplay
+from continual.stream.view import StageContext
 from dsi.errors import UserError
-from dsi.tokenization import Tokens
+from dsi.text.tokens import Tokens
 
 
 @dataclass

@@ -5,14 +5,14 @@ import json
 import numpy as np
 import pytest
 
-from continual.context import StageContext
 from continual.replay import generative
 from continual.replay.generative import GenerativeReplay
-from continual.setup import prepare
+from continual.run.material import prepare
+from continual.stream.view import StageContext
 from dsi.errors import UserError
-from dsi.lexical_queries import LexicalQueries
-from dsi.query_generation import GeneratorConfig, QueryGenerator
-from dsi.tokenization import LONGEST_QUERY
+from dsi.queries.generator import GeneratorConfig, QueryGenerator
+from dsi.queries.lexical import LexicalQueries
+from dsi.text.tokens import LONGEST_QUERY
 
 TINY = GeneratorConfig(
     d_model=16, num_layers=1, num_decoder_layers=1, num_heads=2, d_ff=16, updates=3, batch_size=8

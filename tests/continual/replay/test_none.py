@@ -2,7 +2,7 @@
 
 from typing import Any, cast
 
-from continual.config import load_config
+from continual.config.schema import load_config
 from continual.replay.none import NoReplay
 
 

@@ -5,7 +5,7 @@ import sys
 import numpy as np
 import pytest
 
-from continual.performance import summary
+from continual.measure.performance import summary
 
 mpl = pytest.importorskip("matplotlib")
 

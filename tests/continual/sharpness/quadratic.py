@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from continual.components import component_class
+from continual.config.registry import component_class
 from continual.sharpness._policy import Displacement, Policy, Step
 
 

@@ -6,7 +6,7 @@ import math
 import pytest
 import torch
 
-from continual.components import available, component_class
+from continual.config.registry import available, component_class
 from tests.continual.sharpness.quadratic import STEEP, WIDE, Quadratic, member, tensor
 
 MEMBERS = [name for name in available("sharpness") if name != "none"]

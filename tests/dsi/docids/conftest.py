@@ -7,7 +7,7 @@ import pytest
 from transformers import PreTrainedTokenizerFast
 
 from dsi.docids import NewDocuments, Scheme
-from dsi.tokenization import train_tokenizer
+from dsi.text.tokens import train_tokenizer
 
 WORDS = ["heron", "mill", "clock", "river", "the", "stone", "bridge", "winter", "barley", "town"]
 

@@ -1,0 +1,146 @@
+"""The docids of a run: made once per corpus, on the first process, written, and read ever after."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+from safetensors.numpy import load_file, save
+
+from continual.config.schema import RunConfig
+from continual.run import directory
+from continual.stream.stream import Stream
+from dsi.docid_report import docid_report
+from dsi.docids import NewDocuments, Scheme
+from dsi.embeddings import Embedder, SentenceEmbedder, TfidfEmbedder, load_embedder
+from dsi.errors import UserError
+from dsi.files import write_bytes, write_json
+from dsi.manifest import forget, record, verify
+from dsi.seeding import derive
+
+
+class Assignment:
+    """A docid scheme over the stream, and the files that hold what it has assigned.
+
+    ``wait``: called where the other processes wait for the first one's files.
+    """
+
+    def __init__(
+        self,
+        config: RunConfig,
+        stream: Stream,
+        folder: Path,
+        is_main: bool,
+        wait: Callable[[], None],
+    ):
+        self.config, self.stream, self.folder = config, stream, folder
+        self.is_main, self.wait = is_main, wait
+        self.scheme = config.docids.build()
+        self._embedder: Embedder | None = None
+
+    @property
+    def corpora(self) -> int:
+        """How many corpora have their docids."""
+        return int(np.searchsorted(self.stream.offsets, len(self.scheme)))
+
+    @property
+    def warmup(self) -> int:
+        """Updates of stage 0 with atomic docids before the model's own encoder embeds D_0."""
+        embedding = getattr(self.config.docids.settings, "embedding", None)
+        return embedding.updates if embedding and embedding.source == "model" else 0
+
+    def extend(self, stage: int, embedder: Embedder | None = None) -> None:
+        """Docids for the corpora up to D_stage that have none; ``embedder``: of D_0, once."""
+        self._embedder = embedder or self._embedder
+        for corpus in range(self.corpora, stage + 1):
+            if self.is_main:
+                state_name = f"docids/{self._state_path(corpus).name}"
+                forget(self.folder, f"docids/D{corpus}.tsv", state_name, "docids/report.json")
+                self.scheme.extend(self._documents(corpus))
+                directory.write_docids(self.folder, self.stream, corpus, self.scheme)
+                state = {k: np.ascontiguousarray(v) for k, v in self.scheme.state_dict().items()}
+                if state:
+                    write_bytes(self._state_path(corpus), save(state))
+                self._report(corpus)
+                record(self.folder, "docids")
+            self.wait()
+            if not self.is_main:
+                self.read(corpus + 1)
+
+    def read(self, corpora: int) -> None:
+        """Take over what was written for the first ``corpora`` corpora."""
+        directory.read_docids(self.folder, self.stream, corpora, self.scheme)
+        path = self._state_path(corpora - 1)
+        verify(self.folder, f"docids/{path.name}")
+        if not path.exists():
+            if type(self.scheme).state_dict is not Scheme.state_dict:
+                raise UserError(f"{path}: missing; restore the file")
+            return
+        try:
+            state = load_file(path)
+            if not state:
+                raise ValueError("no arrays")
+            self.scheme.load_state_dict(state)
+        except Exception as error:  # of safetensors, or of arrays that do not fit
+            what = " ".join(f"{type(error).__name__}: {error}".split())[:200]
+            raise UserError(f"{path}: cannot be read ({what}); restore the file") from error
+
+    def check(self, corpora: int) -> None:
+        """Read all that the docids of another corpus are made with; UserError when it is broken."""
+        self.read(corpora)
+        if (self.folder / "docids" / "embedder").exists():
+            self._embedder = self._load_embedder()
+
+    def _load_embedder(self) -> Embedder:
+        verify(self.folder, "docids/embedder")
+        return load_embedder(self.folder / "docids" / "embedder")
+
+    def _state_path(self, corpus: int) -> Path:
+        return self.folder / "docids" / f"D{corpus}.safetensors"
+
+    def _documents(self, corpus: int) -> NewDocuments:
+        stream = self.stream
+        start, stop = int(stream.offsets[corpus]), int(stream.offsets[corpus + 1])
+
+        def titles() -> list[str]:
+            found = stream.titles(start, stop)
+            return [title.lower() for title in found] if stream.lowercase else found
+
+        def embeddings() -> np.ndarray:
+            return self._embed(start, stop)
+
+        return NewDocuments(
+            stop - start,
+            titles,
+            lambda: stream.texts(start, stop),
+            embeddings,
+            stream.tokenizer,
+            derive(self.config.seed, "docids"),
+        )
+
+    def _embed(self, start: int, stop: int) -> np.ndarray:
+        """Vectors of documents, always by what embedded D_0."""
+        folder = self.folder / "docids" / "embedder"
+        if self._embedder is None and folder.exists():
+            self._embedder = self._load_embedder()
+        elif self._embedder is None:
+            settings = self.config.docids.settings.embedding
+            if settings.source == "tfidf":
+                texts = self.stream.texts(0, self.stream.count(0))
+                seed = derive(self.config.seed, "embedding")
+                self._embedder = TfidfEmbedder.fit(texts, settings.dimensions, seed)
+            else:
+                assert settings.source == "sentence-transformers"
+                self._embedder = SentenceEmbedder(settings.name)
+        assert self._embedder is not None
+        if not folder.exists():
+            forget(self.folder, "docids/embedder")
+            self._embedder.save(folder)
+        return self._embedder.embed(self.stream.texts(start, stop))
+
+    def _report(self, corpus: int) -> None:
+        report = docid_report(
+            self.scheme.codes_NT,
+            self.stream.offsets[: corpus + 2],
+            suffix=self.scheme.suffix,
+        )
+        write_json(self.folder / "docids" / "report.json", report)

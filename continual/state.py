@@ -1,0 +1,85 @@
+"""What a run is made of between two updates, live and as a checkpoint."""
+
+import json
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+
+from continual.config.schema import TrainingConfig
+from continual.run.checkpoint import Checkpoint
+from continual.update.optimizer import make_optimizer, named_state, restore_state
+from dsi.model.dsi_model import DSIConfig, DSIModel
+
+
+@dataclass
+class TrainState:
+    """What a checkpoint holds, live."""
+
+    model: DSIModel
+    optimizer: torch.optim.Optimizer
+    stage: int = 0
+    update: int = 0
+    finished: bool = False
+    num_updates: list[int] = field(default_factory=list)
+    rows: list[dict[str, list[float | None]] | None] = field(default_factory=list)
+    previous: dict[str, torch.Tensor] = field(default_factory=dict)
+    recent: list[torch.Tensor] = field(default_factory=list)  # losses since the last training line
+    skipped: int = 0  # updates of the stage that were not finite
+
+
+def to_checkpoint(
+    state: TrainState,
+    components: Mapping[str, dict[str, torch.Tensor]],
+    values: Mapping[str, Any],
+) -> Checkpoint:
+    """``components``: what regularizer and sharpness carry along; ``values``: plain data."""
+    weights = dict(state.model.state_dict())
+    weights.pop("decoder.embed_tokens.weight", None)  # the encoder's, tied
+    tensors = {
+        "model": weights,
+        "optimizer": named_state(state.optimizer, state.model),
+        "previous": state.previous,
+        **components,
+    }
+    own = {
+        "rows": state.rows,
+        "num_updates": state.num_updates,
+        "recent": [float(loss) for loss in state.recent],
+        "skipped": state.skipped,
+        "model": json.loads(state.model.config.to_json_string(use_diff=False)),
+    }
+    return Checkpoint(state.stage, state.update, state.finished, tensors, {**own, **values})
+
+
+def from_checkpoint(
+    found: Checkpoint,
+    training: TrainingConfig,
+    device: torch.device,
+    select: Callable[[DSIModel], None],
+) -> TrainState:
+    """The inverse; ``select`` chooses the parameters that are trained."""
+    values = found.values
+    # from its configuration: a run that began with a pretrained checkpoint needs it no more
+    model: Any = DSIModel(DSIConfig.from_dict(values["model"]))
+    weights = found.tensors["model"]
+    weights["decoder.embed_tokens.weight"] = weights["encoder.embed_tokens.weight"]
+    model.to(weights["docids.rows"].dtype)  # of the run, which need not be PyTorch's default
+    model.load_state_dict(weights)
+    model.to(device)
+    select(model)
+    optimizer = make_optimizer(model, training)
+    restore_state(optimizer, model, found.tensors["optimizer"])
+    return TrainState(
+        model,
+        optimizer,
+        found.stage,
+        found.update,
+        found.finished,
+        list(values["num_updates"]),
+        list(values["rows"]),
+        {name: value.to(device) for name, value in found.tensors["previous"].items()},
+        [torch.tensor(loss, device=device) for loss in values["recent"]],
+        values["skipped"],
+    )

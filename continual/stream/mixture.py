@@ -1,0 +1,169 @@
+"""What one stage trains on: the sources of its batches and their shares."""
+
+import math
+from collections.abc import Sequence
+
+import numpy as np
+from transformers import PreTrainedTokenizerFast
+
+from continual.config.schema import RunConfig, TrainingConfig
+from continual.stream.stream import Stream
+from continual.stream.view import QueryPool
+from dsi.errors import UserError
+from dsi.examples.batches import BatchShape, examples_for
+from dsi.examples.sources import (
+    DocumentSampler,
+    DocumentSource,
+    QueriesOfDocuments,
+    QuerySource,
+    Source,
+    TextSource,
+)
+from dsi.seeding import derive
+from dsi.text.tokens import prompt_ids
+
+
+def document_groups(
+    documents: np.ndarray, stream: Stream, stage: int, new: float | None, balance: float
+) -> list[tuple[np.ndarray, float]]:
+    """Groups of ``documents`` (numbers in U_n) and their shares of the draws.
+
+    ``new`` of the draws come from D_n; of the rest, ``balance`` picks an old corpus first and the
+    remainder an old document. ``new=None``, or nothing old: one group. Nothing new: the old have
+    all draws.
+    """
+    corpora = stream.corpus_of(documents)
+    old = corpora < stage
+    if new is None or stage == 0 or not old.any():
+        return [(documents, 1.0)]
+    if old.all():
+        new = 0.0
+    groups = [(documents[~old], new), (documents[old], (1 - new) * (1 - balance))]
+    present = np.unique(corpora[old])
+    groups += [
+        (documents[corpora == corpus], (1 - new) * balance / len(present)) for corpus in present
+    ]
+    return groups
+
+
+def stage_sources(
+    config: RunConfig,
+    stream: Stream,
+    stage: int,
+    pools: Sequence[QueryPool],
+    ratio: float,
+    tokenizer: PreTrainedTokenizerFast,
+) -> list[Source]:
+    """The mixture of one stage; ``ratio`` indexing examples per retrieval example.
+
+    Without documents to index everything is retrieval; without queries, or with an infinite ratio,
+    everything is indexing.
+    """
+    fresh = stage == 0 or config.training.restart
+    sampling = config.sampling
+    new = None if fresh else sampling.new
+
+    def sampler(documents: np.ndarray, purpose: str) -> DocumentSampler:
+        groups = document_groups(documents, stream, stage, new, sampling.balance)
+        return DocumentSampler(groups, derive(config.seed, "documents", stage, purpose))
+
+    indexed = np.arange(stream.count(stage))
+    if config.indexing == "new" and not fresh:
+        indexed = np.arange(stream.count(stage - 1), stream.count(stage))
+    retrieval = 0.0 if not pools or ratio == float("inf") else 1.0 / (1.0 + ratio)
+    if config.indexing == "none" and not (stage == 0 and not pools):
+        retrieval = 1.0
+    sources = _query_sources(config, pools, retrieval, sampler, stage, tokenizer)
+    if retrieval < 1.0:
+        sources += _indexing_sources(
+            config, stream, 1.0 - retrieval, sampler, indexed, stage, tokenizer
+        )
+    if not sources:
+        raise UserError(
+            f"indexing: none leaves stage {stage} nothing to train on: replay gives it no queries; "
+            "set indexing: seen, or a finite replay.ratio and a corpus with train queries"
+        )
+    return sources
+
+
+def window_updates(training: TrainingConfig, budget: int) -> int:
+    """Updates drawn together in a stage of ``budget`` updates.
+
+    At most ``training.window``, and a stage is so many windows of one size: the part of a window
+    that lies beyond its end would be texts of some lengths, which leaves too many of the others.
+    """
+    windows = max(1, math.ceil(budget / training.window))
+    return max(1, math.ceil(budget / windows))
+
+
+def batch_shape(
+    training: TrainingConfig,
+    sources: Sequence[Source],
+    window: int,
+    seed: int,
+    ranks: int,
+    pad: int,
+) -> BatchShape:
+    """The size of updates that ``ranks`` processes can share, in windows of ``window``."""
+    least, even = ranks * training.accumulation, training.batch_tokens > 0
+    size = training.batch_size
+    if even:
+        size = examples_for(sources, training.batch_tokens, window, seed)
+    groups, multiple = training.length_groups, training.pad_to_multiple
+    return BatchShape(max(size, least), pad, groups, even, least, multiple)
+
+
+def _query_sources(config, pools, share, sampler, stage, tokenizer) -> list[Source]:
+    if share <= 0:
+        return []
+    total = sum(pool.weight for pool in pools)
+    prompt = prompt_ids(tokenizer, config.prompts.retrieval)
+    sources: list[Source] = []
+    for pool in pools:
+        part, seed = share * pool.weight / total, derive(config.seed, "queries", stage, pool.name)
+        if pool.by_document:
+            documents = sampler(np.unique(pool.documents), pool.name)
+            sources.append(
+                QueriesOfDocuments(pool.tokens, pool.documents, documents, part, seed, prompt)
+            )
+        else:
+            sources.append(QuerySource(pool.tokens, pool.documents, part, seed, prompt))
+    return sources
+
+
+def _indexing_sources(config, stream, share, sampler, indexed, stage, tokenizer) -> list[Source]:
+    total = sum(view.weight for view in config.views)
+    prompt = prompt_ids(tokenizer, config.prompts.indexing)
+    marks = tokenizer.convert_tokens_to_ids([f"<extra_id_{i}>" for i in range(32)])
+    marks = np.asarray(
+        [m for m in marks if m is not None and m != tokenizer.unk_token_id], np.int32
+    )
+    if config.direction == "span_corruption" and len(marks) < 2:
+        raise UserError(
+            "direction: span_corruption needs <extra_id_0>, <extra_id_1>, ... in the tokenizer; "
+            "choose a T5 tokenizer, or tokenizer.source=train"
+        )
+    end = int(tokenizer.eos_token_id or 0)
+    sources: list[Source] = []
+    for i, view in enumerate(config.views):
+        if view.weight <= 0:
+            continue
+        tokens = stream.set_tokens if view.name == "set" else stream.tokens
+        assert tokens is not None
+        name, part = f"{view.name}-{i}", share * view.weight / total
+        seed = derive(config.seed, "views", stage, name)
+        read = sampler(indexed, name)
+        forward = DocumentSource(tokens, view, read, part, seed, prompt)
+        backward = TextSource(tokens, view, read, part, seed, prompt, marks[:0], end)
+        if config.direction == "inputs_to_targets":
+            sources.append(forward)
+        elif config.direction == "targets_to_inputs":
+            sources.append(backward)
+        elif config.direction == "span_corruption":
+            sources.append(TextSource(tokens, view, read, part, seed, prompt, marks, end))
+        else:
+            forward.share = backward.share = part / 2
+            # a sampler keeps one epoch's order at a time: each direction walks its own
+            backward.sampler = sampler(indexed, f"{name}-backward")
+            sources += [forward, backward]
+    return sources

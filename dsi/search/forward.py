@@ -1,0 +1,276 @@
+"""The forward pass that search uses: T5's stacks, laid out for many beams per query.
+
+The same numbers as :class:`dsi.model.dsi_model.DSIModel` in evaluation mode, up to rounding, with
+less work: projections that read one input are one matrix product, the encoder's linear layers see
+no padding, keys and values of the cross-attention are computed once per query (the beams are its
+query axis), the first decoder step has one row per query, and the self-attention keeps every key
+where it was written: a beam finds the keys of its own past by a mask, so choosing beams moves no
+memory.
+
+Shape legend: B queries, L source length, F tokens of the batch without padding, D width, H heads,
+A head width, I = H x A, K beams, S cached positions x beams, C codes.
+"""
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, NamedTuple, cast
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from dsi.model.docid_loss import at_least_float32
+
+if TYPE_CHECKING:
+    from dsi.model.dsi_model import DSIModel
+    from dsi.search.light_model import StoredModel
+
+
+FEW = 64  # rows of a matrix product, see _project
+
+
+class _Layer(NamedTuple):
+    """One T5 layer's weights; ``cross`` has queries, keys+values and output, absent in encoders."""
+
+    norm: Tensor
+    qkv: Tensor
+    o: Tensor
+    cross_norm: Tensor | None
+    cross_q: Tensor | None
+    cross_kv: Tensor | None
+    cross_o: Tensor | None
+    ff_norm: Tensor
+    wi: Tensor
+    wo: Tensor
+
+
+@dataclass
+class Source:
+    """Encoded queries: what every decoder step reads.
+
+    ``states`` (B, L, D), ``mask`` bool (B, L); ``keys`` and ``values`` one (B, H, L, A) per layer.
+    """
+
+    states: Tensor
+    mask: Tensor
+    bias: Tensor
+    keys: list[Tensor]
+    values: list[Tensor]
+
+
+class Inference:
+    """A DSIModel's weights, fused for search. A copy: make a new one when the model has changed.
+
+    ``dtype``: of weights and activations (bfloat16 on devices with such units). Scores are float32
+    whatever it is: the last norm, the docid rows and their products with the states are never
+    narrower, since with the 8 bits of a bfloat16 score many documents would tie.
+    """
+
+    def __init__(self, model: "DSIModel | StoredModel", dtype: torch.dtype | None = None):
+        config = model.config
+        self.dtype = dtype or model.docids.rows.dtype
+        wide = at_least_float32(model.docids.rows)
+        self.device = model.docids.rows.device
+        self.heads, self.head_width = config.num_heads, config.d_kv
+        self.epsilon = config.layer_norm_epsilon
+        self.gated: bool = config.is_gated_act
+        encoder, decoder = cast(Any, model.encoder), cast(Any, model.decoder)
+        self.activation = encoder.block[0].layer[-1].DenseReluDense.act
+        self.code_sizes, self.code_starts = model.code_sizes, model.code_starts
+        with torch.no_grad():
+            self.embedding = self._cast(model.encoder.embed_tokens.weight)
+            self.encoder = [self._layer(block, False) for block in encoder.block]
+            self.decoder = [self._layer(block, True) for block in decoder.block]
+            self.encoder_norm = self._cast(encoder.final_layer_norm.weight)
+            self.decoder_norm = decoder.final_layer_norm.weight.detach().to(wide)
+            self.start = self._cast(model.docids.start)
+            self.rows = model.docids.rows.detach().to(wide)
+            several = len(self.code_sizes) > 1
+            self.inputs = self._cast(model.docids.inputs) if several else self.start[:0]
+        self._encoder_bias = encoder.block[0].layer[0].SelfAttention
+        self._decoder_bias = decoder.block[0].layer[0].SelfAttention
+
+    def _cast(self, weight: Tensor) -> Tensor:
+        return weight.detach().to(self.dtype)
+
+    def _layer(self, block: Any, decoder: bool) -> _Layer:
+        own, dense = block.layer[0], block.layer[-1]
+        attention, feed = own.SelfAttention, dense.DenseReluDense
+        cross = block.layer[1] if decoder else None
+        other = cross.EncDecAttention if cross is not None else None
+        wi = torch.cat([feed.wi_0.weight, feed.wi_1.weight]) if self.gated else feed.wi.weight
+        fused = torch.cat([attention.q.weight, attention.k.weight, attention.v.weight])
+        return _Layer(
+            self._cast(own.layer_norm.weight),
+            self._cast(fused),
+            self._cast(attention.o.weight),
+            self._cast(cross.layer_norm.weight) if cross is not None else None,
+            self._cast(other.q.weight) if other is not None else None,
+            self._cast(torch.cat([other.k.weight, other.v.weight])) if other is not None else None,
+            self._cast(other.o.weight) if other is not None else None,
+            self._cast(dense.layer_norm.weight),
+            self._cast(wi),
+            self._cast(feed.wo.weight),
+        )
+
+    @torch.no_grad()
+    def encode(self, input_ids: Tensor, attention_mask: Tensor) -> Source:
+        """Read queries (B, L); padding costs attention, but no linear layer."""
+        batch, length = input_ids.shape
+        mask = attention_mask.bool()
+        bias = self._encoder_bias.compute_bias(length, length).to(self.dtype)
+        bias = bias.masked_fill(~mask[:, None, None, :], -torch.inf)
+        full = bool(mask.all())
+        rows = None if full else mask.flatten().nonzero()[:, 0]
+        tokens_F = input_ids.flatten() if rows is None else input_ids.flatten()[rows]
+        hidden_FD = self.embedding[tokens_F]
+        for layer in self.encoder:
+            fused = _project(_norm(hidden_FD, layer.norm, self.epsilon), layer.qkv)
+            fused = _spread(fused, rows, batch * length)
+            # (3, B, H, L, A)
+            q, k, v = fused.view(batch, length, 3, self.heads, -1).permute(2, 0, 3, 1, 4)
+            mixed = _attend(q, k, v, bias).transpose(1, 2).reshape(batch * length, -1)
+            hidden_FD = hidden_FD + _project(mixed if rows is None else mixed[rows], layer.o)
+            hidden_FD = hidden_FD + self._feed(hidden_FD, layer)
+        hidden_FD = _norm(hidden_FD, self.encoder_norm, self.epsilon)
+        states = _spread(hidden_FD, rows, batch * length)
+        keys, values = [], []
+        for layer in self.decoder:
+            assert layer.cross_kv is not None
+            both = _spread(_project(hidden_FD, layer.cross_kv), rows, batch * length)
+            k, v = both.view(batch, length, 2, self.heads, -1).permute(2, 0, 3, 1, 4)
+            keys.append(k.contiguous())
+            values.append(v.contiguous())
+        seen = torch.zeros(mask.shape, dtype=self.dtype, device=mask.device)
+        seen = seen.masked_fill(~mask, -torch.inf)[:, None, None, :]
+        return Source(states.view(batch, length, -1), mask, seen, keys, values)
+
+    @torch.no_grad()
+    def past(self, batch: int, beams: int, positions: int) -> "Past":
+        """Empty room for the self-attention keys and values of one search."""
+        slots = 1 + (positions - 1) * beams
+        shape = (len(self.decoder), 2, batch, self.heads, slots, self.head_width)
+        bias = self._decoder_bias.compute_bias(positions, positions)[0].to(self.dtype)
+        empty = torch.empty(0, dtype=torch.long, device=self.device)
+        return Past(torch.empty(shape, dtype=self.dtype, device=self.device), bias, empty, 0)
+
+    @torch.no_grad()
+    def step(self, codes_BK: Tensor | None, source: Source, past: "Past") -> Tensor:
+        """Decoder states (B, K, D) after one more code of every beam; None: before the first.
+
+        They are float32 at least, ready to be scored.
+        """
+        position, batch = past.position, len(source.states)
+        if codes_BK is None:
+            hidden = self.start.expand(batch, 1, -1)
+        else:
+            hidden = self.inputs[codes_BK + self.code_starts[position - 1]]
+        width = hidden.shape[1]
+        used = past.add(batch, width)
+        mask = past.mask(used)
+        for number, layer in enumerate(self.decoder):
+            fused = _project(_norm(hidden, layer.norm, self.epsilon), layer.qkv)
+            q, k, v = fused.view(batch, width, 3, self.heads, -1).permute(2, 0, 3, 1, 4)
+            keys, values = past.kept[number, 0], past.kept[number, 1]
+            keys[:, :, used - width : used], values[:, :, used - width : used] = k, v
+            mixed = _attend(q, keys[:, :, :used], values[:, :, :used], mask)
+            mixed = mixed.transpose(1, 2).reshape(batch, width, -1)
+            hidden = hidden + _project(mixed, layer.o)
+            assert layer.cross_norm is not None
+            assert layer.cross_q is not None
+            assert layer.cross_o is not None
+            q = _project(_norm(hidden, layer.cross_norm, self.epsilon), layer.cross_q)
+            q = q.view(batch, width, self.heads, -1).transpose(1, 2)
+            mixed = _attend(q, source.keys[number], source.values[number], source.bias)
+            mixed = mixed.transpose(1, 2).reshape(batch, width, -1)
+            hidden = hidden + _project(mixed, layer.cross_o)
+            hidden = hidden + self._feed(hidden, layer)
+        return _norm(hidden.to(self.decoder_norm.dtype), self.decoder_norm, self.epsilon)
+
+    def logits(self, hidden: Tensor, position: int) -> Tensor:
+        """Scores (..., C) over the codes of a position."""
+        start = self.code_starts[position]
+        return _project(hidden, self.rows[start : start + self.code_sizes[position]])
+
+    @torch.no_grad()
+    def query_states(
+        self, input_ids: Tensor, attention_mask: Tensor, source: Source | None = None
+    ) -> Tensor:
+        """The decoder's state (B, D) before the first code: what ranks atomic docids.
+
+        ``source``: what :meth:`encode` gave for the same queries.
+        """
+        source = source or self.encode(input_ids, attention_mask)
+        return self.step(None, source, self.past(len(input_ids), 1, 1))[:, 0]
+
+    def _feed(self, hidden: Tensor, layer: _Layer) -> Tensor:
+        inner = _project(_norm(hidden, layer.ff_norm, self.epsilon), layer.wi)
+        if self.gated:
+            gate, linear = inner.chunk(2, dim=-1)
+            return _project(self.activation(gate) * linear, layer.wo)
+        return _project(self.activation(inner), layer.wo)
+
+
+@dataclass
+class Past:
+    """Keys and values of the positions so far, and which of them belong to which beam.
+
+    ``kept`` (layers, 2, B, H, S, A); ``bias`` (H, T, T): T5's relative positions; ``slots``
+    (B, K, positions): where the keys of a beam's own past are.
+    """
+
+    kept: Tensor
+    bias: Tensor
+    slots: Tensor
+    position: int
+
+    def add(self, batch: int, width: int) -> int:
+        """Make room for the next position of ``width`` beams; returns the slots now in use."""
+        start = 0 if self.position == 0 else 1 + (self.position - 1) * width
+        new = torch.arange(start, start + width, device=self.kept.device)
+        new = new.expand(batch, width)[:, :, None]
+        self.slots = new if self.position == 0 else torch.cat([self.slots, new], dim=2)
+        self.position += 1
+        return start + width
+
+    def choose(self, parents_BK: Tensor) -> None:
+        """The beams go on from these; only the map of slots is gathered, not the keys."""
+        index = parents_BK[:, :, None].expand(-1, -1, self.slots.shape[2])
+        self.slots = self.slots.gather(1, index)
+
+    def mask(self, used: int) -> Tensor:
+        """T5's relative bias at a beam's own past and -inf elsewhere: (B, H, K, S)."""
+        batch, width, positions = self.slots.shape
+        heads = self.bias.shape[0]
+        blocked = self.bias.new_full((batch, heads, width, used), -torch.inf)
+        own = self.bias[:, positions - 1, :positions][None, :, None, :]
+        index = self.slots[:, None].expand(batch, heads, width, positions)
+        return blocked.scatter_(3, index, own.expand(batch, heads, width, positions))
+
+
+def _attend(q: Tensor, k: Tensor, v: Tensor, bias: Tensor) -> Tensor:
+    # T5 does not scale by the head width
+    return functional.scaled_dot_product_attention(q, k, v, attn_mask=bias, scale=1.0)
+
+
+def _project(hidden: Tensor, weight: Tensor) -> Tensor:
+    """``hidden @ weight.T``, (..., D) x (O, D) -> (..., O).
+
+    On a processor a product with few rows is slower than it need be: with 10 rows of 512 and 2,048
+    outputs ``weight @ hidden.T`` took 0.6 of the time, with 14 half, from some hundred on the same.
+    """
+    rows = hidden.numel() // hidden.shape[-1]
+    if hidden.is_cuda or not 1 < rows <= FEW:
+        return hidden @ weight.T
+    product = weight @ hidden.reshape(rows, -1).T
+    return product.T.reshape(*hidden.shape[:-1], -1).contiguous()
+
+
+def _norm(hidden: Tensor, weight: Tensor, epsilon: float) -> Tensor:
+    return functional.rms_norm(hidden, weight.shape, weight, epsilon)
+
+
+def _spread(flat: Tensor, rows: Tensor | None, total: int) -> Tensor:
+    """Rows back at their padded places, zeros elsewhere."""
+    if rows is None:
+        return flat
+    return flat.new_zeros(total, flat.shape[1]).index_copy_(0, rows, flat)

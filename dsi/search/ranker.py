@@ -1,0 +1,109 @@
+"""Ranker: the documents of an index for batches of queries, whatever their docids are.
+
+Shape legend: B queries, L source length, N documents, T docid length, K results.
+"""
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from dsi.search.beam_search import Found, beam_search, rank_rows, unconstrained_search
+from dsi.search.forward import Inference, Source
+from dsi.search.trie import Trie
+
+if TYPE_CHECKING:
+    from dsi.model.dsi_model import DSIModel
+    from dsi.search.light_model import StoredModel
+
+
+class Ranker:
+    """A model's weights made ready for search, and the set of docids that it may answer with.
+
+    ``codes_NT``: the docids by document number, -1 after the end. ``trie``: the same set, if it was
+    built before. ``beams``: the width of the search, at least; wider when more results are asked
+    for. ``dtype``: see :class:`dsi.search.forward.Inference`. ``version``: of a trie that is built
+    here, the stage. A copy of the weights at this moment.
+    """
+
+    def __init__(
+        self,
+        model: "DSIModel | StoredModel",
+        codes_NT: np.ndarray | None = None,
+        trie: Trie | None = None,
+        beams: int = 10,
+        length_penalty: float = 0.0,
+        dtype: torch.dtype | None = None,
+        version: int = 0,
+    ):
+        self.inference = Inference(model, dtype)
+        self.beams, self.length_penalty = beams, length_penalty
+        self.trie: Trie | None = None
+        if trie is None and codes_NT is not None and not is_atomic(codes_NT):
+            trie = Trie.build(codes_NT, version=version)
+        if trie is not None:
+            self.trie = trie.to(self.inference.device)
+        self._among: Tensor | None = None
+
+    def among(self, documents: Sequence[int] | np.ndarray) -> "Ranker":
+        """The same ranker, restricted to some documents; their scores stay what they were."""
+        part = object.__new__(Ranker)
+        part.__dict__.update(self.__dict__)
+        numbers = np.unique(np.asarray(documents, np.int64))
+        if self.trie is not None:
+            part.trie = self.trie.restrict(numbers).to(self.inference.device)
+        else:
+            part._among = torch.zeros(len(self.inference.rows), dtype=torch.bool)
+            part._among[torch.from_numpy(numbers)] = True
+            part._among = part._among.to(self.inference.device)
+        return part
+
+    def __len__(self) -> int:
+        """How many documents can be found."""
+        if self.trie is not None:
+            return len(self.trie)
+        return len(self.inference.rows) if self._among is None else int(self._among.sum())
+
+    def rank(
+        self,
+        input_ids: Tensor,
+        attention_mask: Tensor,
+        k: int,
+        beams: int | None = None,
+        source: Source | None = None,
+        length_penalty: float | None = None,
+    ) -> Found:
+        """The k best documents of each query (B, L); fewer columns when there are fewer documents.
+
+        ``beams``, ``length_penalty``: of this search instead of the ranker's own. ``source``: the
+        same queries, encoded by :attr:`inference` for several searches.
+        """
+        if self.trie is None:
+            hidden = self.inference.query_states(input_ids, attention_mask, source)
+            scores, numbers = rank_rows(hidden, self.inference.rows, k, among=self._among)
+            return Found(numbers, scores)
+        width = max(k, self.beams if beams is None else beams)
+        penalty = self.length_penalty if length_penalty is None else length_penalty
+        found = beam_search(
+            self.inference, self.trie, input_ids, attention_mask, width, penalty, source
+        )
+        return Found(found.documents[:, :k], found.scores[:, :k])
+
+    def unconstrained(
+        self, input_ids: Tensor, attention_mask: Tensor, k: int, source: Source | None = None
+    ) -> Found:
+        """What the model writes when any code may follow any other; atomic docids: the same."""
+        if self.trie is None:
+            return self.rank(input_ids, attention_mask, k, source=source)
+        width = max(k, self.beams)
+        found = unconstrained_search(
+            self.inference, self.trie, input_ids, attention_mask, width, source
+        )
+        return Found(found.documents[:, :k], found.scores[:, :k])
+
+
+def is_atomic(codes_NT: np.ndarray) -> bool:
+    """Whether document i has the one code i, so that one decoding step ranks them all."""
+    return codes_NT.shape[1] == 1 and np.array_equal(codes_NT[:, 0], np.arange(len(codes_NT)))

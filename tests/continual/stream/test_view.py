@@ -1,0 +1,56 @@
+"""What a component is given at the start of a stage."""
+
+import dataclasses
+
+import numpy as np
+import pytest
+
+from continual.run.material import prepare
+from continual.stream.stream import Part, Stream
+from continual.stream.view import QueryPool, StageContext, true_queries
+from dsi.corpus.corpus import read_corpus, write_corpus
+
+
+@pytest.fixture(scope="module")
+def stream(lab):
+    return prepare(lab.config()).stream
+
+
+def test_true_queries_are_those_of_the_first_corpus(stream):
+    pool = true_queries(stream, 0.25)
+    assert pool is not None
+    assert (pool.weight, pool.by_document) == (0.25, False)
+    assert len(pool.tokens) == len(pool.documents) == 36
+    assert set(pool.documents.tolist()) == set(range(18)), "no later document is asked for"
+    tokens, _ = stream.train_queries(0)
+    assert np.array_equal(pool.tokens.values, tokens.values)
+
+
+def test_a_corpus_without_train_queries_has_none(tmp_path, stream):
+    documents = [{"_id": "x", "title": "", "text": "words"}]
+    corpus = read_corpus(write_corpus(tmp_path / "c", documents, [], {}))
+    assert true_queries(Stream([Part(corpus, np.arange(1))], stream.tokenizer)) is None
+
+
+def test_a_context_works_without_a_trainer(tmp_path, stream):
+    context = StageContext(1, stream, stream.tokenizer, 0, tmp_path)
+    assert context.is_main
+    assert context.wait() is None
+    assert context.log({"any": 1}) is None
+    logged = []
+    context = StageContext(1, stream, stream.tokenizer, 0, tmp_path, log=logged.append)
+    context.log({"any": 1})
+    assert logged == [{"any": 1}]
+
+
+@pytest.mark.parametrize("name", ["stage", "stream", "seed"])
+def test_a_component_cannot_change_its_context(tmp_path, stream, name):
+    context = StageContext(1, stream, stream.tokenizer, 0, tmp_path)
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        setattr(context, name, None)
+
+
+def test_a_pool_cannot_be_changed(stream):
+    pool = QueryPool("p", *stream.train_queries(0), weight=1.0)
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        pool.weight = 2.0  # type: ignore[misc]
