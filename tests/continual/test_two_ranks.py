@@ -207,10 +207,12 @@ def test_torchrun_starts_ranks_on_processors_and_a_mistake_is_one_line(lab, tmp_
 def test_launchers(lab, tmp_path, repository, launcher):
     module = [sys.executable, "-m", *launcher]
     module += ["-m", "continual.train"] if launcher else ["continual.train"]
+    # Adam blows rounding up where gradients nearly vanish
+    chosen = ("training.precision=no", "training.learning_rate=0.003")
     config = tmp_path / "config.yaml"
     config.write_text("evaluation: {batch_size: 7}\n")
     done = subprocess.run(
-        [*module, str(config), *lab.settings(output=tmp_path)],
+        [*module, str(config), *lab.settings(*chosen, output=tmp_path)],
         cwd=repository,
         env=environment_of_a_user(repository),
         capture_output=True,
@@ -219,7 +221,7 @@ def test_launchers(lab, tmp_path, repository, launcher):
         timeout=300,
     )
     assert done.returncode == 0, done.stderr[-2000:]
-    kept, run = lab.kept("evaluation.batch_size=7"), tmp_path / "run"
+    kept, run = lab.kept(*chosen, "evaluation.batch_size=7"), tmp_path / "run"
     if "2" in "".join(launcher):
         equal(lab, kept, run)
     else:
