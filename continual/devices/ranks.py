@@ -21,32 +21,21 @@ def say_once(line: str) -> None:
 
     Most mistakes are met by all of them, some by one that is not the first.
     """
-    if world_size() == 1 or _is_first(line):
+    name = hashlib.sha256(line.encode("utf-8", "replace")).hexdigest()
+    if _added(name, 1) in (None, 1):  # better twice than not at all
         print(line, file=sys.stderr, flush=True)
+        _added("any", 1)
 
 
 def another_spoke() -> bool:
     """Whether a process of the run has said what ended it: what follows from that is no news."""
-    store = _store() if world_size() > 1 else None
-    return store is not None and store.add(_key("any"), 0) > 0
+    return bool(_added("any", 0))
 
 
-def _is_first(line: str) -> bool:
-    store = _store()
-    if store is None:
-        return True  # better twice than not at all
-    first = store.add(_key(hashlib.sha256(line.encode("utf-8", "replace")).hexdigest()), 1) == 1
-    store.add(_key("any"), 1)
-    return first
-
-
-def _key(name: str) -> str:
-    # torchrun may start all processes again, and they have a word of their own
-    return f"dsi/{os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}/{name}"
-
-
-def _store() -> Any:
-    """The table that the processes share, the launcher's or the first one's; None without one."""
+def _added(name: str, amount: int) -> int | None:
+    """A count of all processes, by ``amount`` more; None where there is nothing that they share."""
+    if world_size() == 1:
+        return None
     agent = os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True"
     if not agent and "torch.distributed" not in sys.modules:
         return None
@@ -55,10 +44,13 @@ def _store() -> Any:
     distributed: Any = torch.distributed
     if not agent and not distributed.is_initialized():
         return None
-    try:
+    # torchrun may start all processes again, and they have a word of their own
+    key = f"dsi/{os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}/{name}"
+    try:  # the launcher holds the table, or the first process, which may have ended
         host, port = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
-        return distributed.TCPStore(
+        store = distributed.TCPStore(
             host, port, is_master=False, wait_for_workers=False, timeout=timedelta(seconds=5)
         )
-    except (KeyError, ValueError, RuntimeError):  # whoever held it has ended
+        return store.add(key, amount)
+    except (KeyError, ValueError, RuntimeError):
         return None

@@ -1,6 +1,7 @@
 """How many processes a launcher has started, and one line for all of them."""
 
 import pytest
+import torch
 from torch.distributed import TCPStore
 
 from continual.devices import ranks
@@ -46,6 +47,24 @@ def test_a_line_is_said_once(environment, capsys):
     assert capsys.readouterr().err == "one\ntwo\n"
     assert ranks.another_spoke()
     environment(TORCHELASTIC_RESTART_COUNT="1")  # torchrun has started them again
+    assert not ranks.another_spoke()
+    ranks.say_once("one")
+    assert capsys.readouterr().err == "one\n"
+
+
+def test_a_table_that_is_gone_is_none(environment, capsys, monkeypatch):
+    """The first process held it, and ends between the question and the answer."""
+
+    class Gone:
+        def __init__(self, *_, **__):
+            pass
+
+        def add(self, key, amount):
+            raise torch.distributed.DistNetworkError("Connection reset by peer")
+
+    monkeypatch.setattr(torch.distributed, "TCPStore", Gone)
+    environment(WORLD_SIZE="2", MASTER_ADDR="127.0.0.1", MASTER_PORT="1")
+    environment(TORCHELASTIC_USE_AGENT_STORE="True")
     assert not ranks.another_spoke()
     ranks.say_once("one")
     assert capsys.readouterr().err == "one\n"
