@@ -6,6 +6,7 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import IO, Any
 
+from dsi.corpus.records import check_regular
 from dsi.errors import UserError
 
 SPLITS = ("train", "dev", "test")
@@ -18,8 +19,7 @@ def open_text(path: Path) -> IO[str]:
         path = path.with_name(path.name + ".gz")
     if not path.exists():
         raise UserError(f"{path}: no such file; check the path")
-    if not path.is_file():
-        raise UserError(f"{path}: not a regular file; put the file itself there")
+    check_regular(path)
     if path.suffix == ".gz":
         return gzip.open(path, "rt", encoding="utf-8-sig")
     return open(path, encoding="utf-8-sig")
