@@ -66,6 +66,10 @@ class Assignment:
             if not self.is_main:
                 self.read(corpus + 1)
 
+    def clear(self) -> None:
+        """No corpus has its docids."""
+        self.scheme, self._embedder = self.config.docids.build(), None
+
     def read(self, corpora: int) -> None:
         """Take over what was written for the first ``corpora`` corpora."""
         directory.read_docids(self.folder, self.stream, corpora, self.scheme)

@@ -67,9 +67,13 @@ def prepare(
     config: RunConfig,
     tokenizer_folder: Path | None = None,
     added: Sequence[Mapping[str, Any]] = (),
+    read: tuple[list[Part], list[str]] | None = None,
 ) -> Material:
-    """Read and check the corpora, then the tokenizer (a run's own, when it has one)."""
-    parts, warnings = read_parts(config, added)
+    """Read and check the corpora, then the tokenizer (a run's own, when it has one).
+
+    ``read``: what :func:`read_parts` gave, where it was asked before.
+    """
+    parts, warnings = read or read_parts(config, added)
     if tokenizer_folder is not None and (tokenizer_folder / "tokenizer.json").exists():
         tokenizer = load_tokenizer(tokenizer_folder)
     elif config.tokenizer.source == "train":
