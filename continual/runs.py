@@ -43,12 +43,12 @@ def _train(config: RunConfig, resume: bool, overwrite: bool, accept: Sequence[st
         if resume:
             config, added, accelerator = _claim(held, folder)
             material = prepare(config, folder / "tokenizer", added)
-            docids = _docids(config, material, folder, accelerator)
+            docids = Assignment(config, material.stream, folder, accelerator)
             if os.path.exists(folder / "matrix.json"):
                 docids.check(len(directory.read_matrix(folder / "matrix.json")["corpora"]))
         else:
             material, accelerator = _begin(held, config, overwrite)
-            docids = _docids(config, material, folder, accelerator)
+            docids = Assignment(config, material.stream, folder, accelerator)
         return _run(config, folder, material, accelerator, docids, added, resume, accept)
 
 
@@ -86,13 +86,6 @@ def _claim(held: ExitStack, folder: Path) -> tuple[RunConfig, list, Accelerator]
     return config, added, accelerator
 
 
-def _docids(
-    config: RunConfig, material: Material, folder: Path, accelerator: Accelerator
-) -> Assignment:
-    is_main, wait = accelerator.is_main_process, accelerator.wait_for_everyone
-    return Assignment(config, material.stream, folder, is_main, wait)
-
-
 def add(folder: Path, corpus: str, accept: Sequence[str] = ()) -> Path:
     """Index one more corpus into a finished run, as its next stage."""
     with reported(folder), ExitStack() as held:
@@ -103,17 +96,17 @@ def _add(held: ExitStack, folder: Path, corpus: str, accept: Sequence[str]) -> P
     config, added, accelerator = _claim(held, folder)
     path = folder / "matrix.json"
     before = directory.read_matrix(path) if path.exists() else {"corpora": []}
-    entry: dict[str, Any] = {"corpus": _absolute(corpus)}
-    parts, warnings = read_parts(config, [*added, entry])
-    old, done = len(parts) - 1, len(before["corpora"])
-    if done < old:
+    old, _ = read_parts(config, added)
+    if len(before["corpora"]) < len(old):
         raise UserError(
-            f"{folder}: only {done} of {old} stages are finished; finish them first: dsi train "
-            f"--resume {folder}"
+            f"{folder}: only {len(before['corpora'])} of {len(old)} stages are finished; finish "
+            f"them first: dsi train --resume {folder}"
         )
+    entry: dict[str, Any] = {"corpus": _absolute(corpus)}
+    parts, warnings = read_parts(config, [entry], old)
     material = prepare(config, folder / "tokenizer", read=(parts, warnings))
-    docids = _docids(config, material, folder, accelerator)
-    docids.check(old)
+    docids = Assignment(config, material.stream, folder, accelerator)
+    docids.check(len(old))
     entry["content_hash"] = parts[-1].corpus.content_hash
     return _run(config, folder, material, accelerator, docids, [*added, entry], True, accept)
 

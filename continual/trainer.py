@@ -20,6 +20,7 @@ import torch
 from accelerate import Accelerator
 
 from continual.config.schema import RunConfig
+from continual.devices.accelerator import make_accelerator
 from continual.measure.evaluation import METRICS, CorpusResult, Evaluator
 from continual.measure.performance import ForgettingEvents
 from continual.measure.sharpness import measure_stage
@@ -45,20 +46,24 @@ from dsi.seeding import derive
 
 
 class Trainer:
-    """One run over the stages of a stream. :meth:`load` first, then :meth:`run`."""
+    """One run over the stages of a stream. :meth:`load` first, then :meth:`run`.
+
+    ``accelerator`` and ``docids``: where the caller has made them already.
+    """
 
     def __init__(
         self,
         config: RunConfig,
         material: Material,
         folder: Path,
-        accelerator: Accelerator,
-        docids: Assignment,
+        accelerator: Accelerator | None = None,
+        docids: Assignment | None = None,
     ):
         self.config, self.folder = config, folder
         self.stream, self.tokenizer = material.stream, material.tokenizer
-        self.accelerator, self.docids = accelerator, docids
-        self.signals = Signals(accelerator)
+        self.accelerator = accelerator or make_accelerator(config)
+        self.docids = docids or Assignment(config, self.stream, folder, self.accelerator)
+        self.signals = Signals(self.accelerator)
         self.method = Method.of(config)
         self.queries = [self.stream.judged_queries("test", n) for n in range(len(self.stream))]
         every = config.evaluation.events_every

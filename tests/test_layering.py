@@ -18,6 +18,7 @@ ONLY_IN = {
     "wandb": ("continual.run.tracking",),
     "accelerate": (
         "continual.run.checkpoint",
+        "continual.run.docids",
         "continual.measure.evaluation",
         "continual.devices.accelerator",
         "continual.update.passes",

@@ -77,7 +77,7 @@ def watching(watcher, cache):
         def begin(self, state, stage):
             watcher.stage, watcher.tokenizer = stage, self.tokenizer
 
-        def step(model, optimizer, batch, *rest, **more):
+        def step(update, batch, *rest, **more):
             watcher.documents += [(watcher.stage, d) for d in batch.documents.tolist()]
             rows = batch.input_ids.tolist()
             if batch.labels is not None:

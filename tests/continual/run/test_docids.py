@@ -1,6 +1,8 @@
 """Docids of every scheme in whole runs: assigned once, written, read, and resumed with."""
 
 import json
+from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -161,7 +163,8 @@ def test_other_processes_read_what_the_first_wrote(lab, tmp_path):
     from continual.run.material import prepare
 
     stream = prepare(config, run / "tokenizer").stream
-    other = Assignment(config, stream, run, is_main=False, wait=lambda: None)
+    second: Any = SimpleNamespace(is_main_process=False, wait_for_everyone=lambda: None)
+    other = Assignment(config, stream, run, second)
     assert other.corpora == 0
     other.extend(1)
     assert other.corpora == 2
