@@ -29,6 +29,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -163,9 +164,10 @@ def _assign(folder: Path, scratch: Path, scheme: str, with_batches: bool = False
 
     config, material = _config(folder, f"docids={scheme}"), _material(folder)
     stream, target = material.stream, scratch / scheme
-    made = Assignment(config, stream, target, True, lambda: None)
+    alone: Any = SimpleNamespace(is_main_process=True, wait_for_everyone=lambda: None)
+    made = Assignment(config, stream, target, alone)
     made.extend(len(stream) - 1)
-    again = Assignment(config, stream, target, True, lambda: None)
+    again = Assignment(config, stream, target, alone)
     again.read(len(stream))
     assert np.array_equal(made.scheme.codes_NT, again.scheme.codes_NT)
     if with_batches:

@@ -2,15 +2,20 @@
 
 import os
 from collections.abc import Mapping, Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, closing
 from pathlib import Path
 from typing import Any
 
+from accelerate import Accelerator
+
 from continual.config.schema import RunConfig, read_resolved
+from continual.devices.accelerator import make_accelerator, on_main
 from continual.run import directory
+from continual.run.docids import Assignment
 from continual.run.lock import only_writer
 from continual.run.material import Material, make_model, prepare, read_parts
 from continual.stream.stream import Stream
+from continual.trainer import Trainer
 from dsi.docid_report import format_report
 from dsi.errors import UserError
 from dsi.files import as_written, read_json, replace_atomically, reported
@@ -36,21 +41,19 @@ def _train(config: RunConfig, resume: bool, overwrite: bool, accept: Sequence[st
     folder, added = config.folder, []
     with ExitStack() as held:
         if resume:
-            config, added = _claim(held, folder)
-            directory.verify_memory(folder)
+            config, added, accelerator = _claim(held, folder)
             material = prepare(config, folder / "tokenizer", added)
+            docids = Assignment(config, material.stream, folder, accelerator)
             if os.path.exists(folder / "matrix.json"):
-                done = len(directory.read_matrix(folder / "matrix.json")["corpora"])
-                _check_docids(config, folder, material, done)
+                docids.check(len(directory.read_matrix(folder / "matrix.json")["corpora"]))
         else:
-            material = _begin(held, config, overwrite)
-        return _run(config, folder, material, added, resume, accept)
+            material, accelerator = _begin(held, config, overwrite)
+            docids = Assignment(config, material.stream, folder, accelerator)
+        return _run(config, folder, material, accelerator, docids, added, resume, accept)
 
 
-def _begin(held: ExitStack, config: RunConfig, overwrite: bool) -> Material:
+def _begin(held: ExitStack, config: RunConfig, overwrite: bool) -> tuple[Material, Accelerator]:
     """A new run's directory, made once all that can be wrong is read and checked."""
-    from continual.devices.accelerator import make_accelerator, on_main
-
     accelerator, folder = make_accelerator(config), config.folder
     is_there = os.path.isdir(folder)
 
@@ -71,16 +74,16 @@ def _begin(held: ExitStack, config: RunConfig, overwrite: bool) -> Material:
     # what another process cannot read, it says before the first one writes
     accelerator.wait_for_everyone()
     on_main(accelerator, create)
-    return material
+    return material, accelerator
 
 
-def _claim(held: ExitStack, folder: Path) -> tuple[RunConfig, list]:
+def _claim(held: ExitStack, folder: Path) -> tuple[RunConfig, list, Accelerator]:
     """A run that is there, from now on written by this process (the first of several) alone."""
-    from continual.devices.accelerator import make_accelerator, on_main
-
     accelerator = make_accelerator(_read_config(folder))
     on_main(accelerator, lambda: held.enter_context(only_writer(folder)))
-    return _read_run(folder)
+    config, added = _read_run(folder)
+    directory.verify_memory(folder)
+    return config, added, accelerator
 
 
 def add(folder: Path, corpus: str, accept: Sequence[str] = ()) -> Path:
@@ -90,59 +93,53 @@ def add(folder: Path, corpus: str, accept: Sequence[str] = ()) -> Path:
 
 
 def _add(held: ExitStack, folder: Path, corpus: str, accept: Sequence[str]) -> Path:
-    config, added = _claim(held, folder)
-    directory.verify_memory(folder)
+    config, added, accelerator = _claim(held, folder)
     path = folder / "matrix.json"
     before = directory.read_matrix(path) if path.exists() else {"corpora": []}
-    parts, _ = read_parts(config, added)
-    if len(before["corpora"]) < len(parts):
+    old, _ = read_parts(config, added)
+    if len(before["corpora"]) < len(old):
         raise UserError(
-            f"{folder}: only {len(before['corpora'])} of {len(parts)} stages are finished; finish "
+            f"{folder}: only {len(before['corpora'])} of {len(old)} stages are finished; finish "
             f"them first: dsi train --resume {folder}"
         )
     entry: dict[str, Any] = {"corpus": _absolute(corpus)}
-    added = [*added, entry]
-    material = prepare(config, folder / "tokenizer", added)
-    _check_docids(config, folder, material, len(parts))
-    entry["content_hash"] = material.stream.parts[-1].corpus.content_hash
-    return _run(config, folder, material, added, True, accept)
-
-
-def _check_docids(config: RunConfig, folder: Path, material: Material, corpora: int) -> None:
-    from continual.run.docids import Assignment
-
-    Assignment(config, material.stream, folder, True, lambda: None).check(corpora)
+    parts, warnings = read_parts(config, [entry], old)
+    material = prepare(config, folder / "tokenizer", read=(parts, warnings))
+    docids = Assignment(config, material.stream, folder, accelerator)
+    docids.check(len(old))
+    entry["content_hash"] = parts[-1].corpus.content_hash
+    return _run(config, folder, material, accelerator, docids, [*added, entry], True, accept)
 
 
 def _run(
     config: RunConfig,
     folder: Path,
     material: Material,
+    accelerator: Accelerator,
+    docids: Assignment,
     added: list,
     resume: bool,
     accept: Sequence[str],
 ) -> Path:
-    from continual.trainer import Trainer
-
-    trainer = Trainer(config, material, folder, accept)
-    if trainer.accelerator.is_main_process:
+    trainer = Trainer(config, material, folder, accelerator, docids)
+    is_main = accelerator.is_main_process
+    if is_main:
         for warning in material.warnings:
-            trainer.accelerator.print(f"warning: {warning}")
+            accelerator.print(f"warning: {warning}")
         if not (folder / "tokenizer" / "tokenizer.json").exists():
             save: Any = material.tokenizer.save_pretrained
             replace_atomically(folder / "tokenizer", save)
-        device, world = str(trainer.accelerator.device), trainer.accelerator.num_processes
-        precision = trainer.accelerator.mixed_precision
+        device, world = str(accelerator.device), accelerator.num_processes
+        precision = accelerator.mixed_precision
         directory.write_environment(folder, device, world, precision=precision)
-
-    def begin() -> None:
-        if trainer.accelerator.is_main_process:
+    state = trainer.load(resume, accept)
+    with closing(trainer.tracker):
+        if is_main:  # now that nothing on disk can refuse the run
             if added:
                 directory.replace(folder, "added.json", added)
             directory.replace(folder, "index.json", _index(config, added, material.stream))
-
-    trainer.run(resume, begin)
-    if trainer.accelerator.is_main_process:
+        trainer.run(state)
+    if is_main:
         with trainer.signals.handled():
             directory.seal(folder)
             directory.finish_environment(folder)
@@ -221,7 +218,6 @@ def _show(folder: Path) -> None:
 
 def evaluate(folder: Path, stage: int | None = None, split: str = "test") -> list[str]:
     """Recompute one row of the matrix from the stage's model; returns lines to print."""
-    from continual.devices.accelerator import make_accelerator
     from continual.measure.evaluation import METRICS, Evaluator
     from dsi.index import check_fit
     from dsi.model.dsi_model import load_model

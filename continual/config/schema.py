@@ -16,6 +16,7 @@ import yaml
 
 from continual.config.paths import expand, with_paths
 from continual.config.registry import (
+    BASES,
     FAMILIES,
     Choice,
     coerce,
@@ -228,14 +229,8 @@ class CheckpointConfig:
     """How many are kept."""
 
 
-_DEFAULT_NAMES = {
-    "docids": "atomic",
-    "replay": "generative",
-    "regularizer": "none",
-    "sharpness": "none",
-    "parameters": "full",
-    "merging": "none",
-}
+_DEFAULT_NAMES: dict[str, str] = {axis: base[2] for axis, base in BASES.items() if base[2]}
+_DEFAULT_NAMES |= {"docids": "atomic", "replay": "generative"}
 
 
 def _choice(axis: str) -> Any:
@@ -272,6 +267,7 @@ class RunConfig:
     regularizer: Choice = _choice("regularizer")
     sharpness: Choice = _choice("sharpness")
     parameters: Choice = _choice("parameters")
+    starts: Choice = _choice("starts")
     merging: Choice = _choice("merging")
     training: TrainingConfig = TrainingConfig()
     evaluation: EvaluationConfig = EvaluationConfig()

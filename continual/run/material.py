@@ -36,14 +36,18 @@ class Material:
 
 
 def read_parts(
-    config: RunConfig, added: Sequence[Mapping[str, Any]] = ()
+    config: RunConfig, added: Sequence[Mapping[str, Any]] = (), read: Sequence[Part] = ()
 ) -> tuple[list[Part], list[str]]:
-    """The corpora D_0 .. D_n: those of the configuration, then those added to the run later."""
-    data = config.data
-    corpus = read_corpus(data.corpus, deduplicate=data.deduplicate)
-    rows = read_stream(corpus, data.stream)
-    warnings = [*corpus.warnings, *check_stream(corpus, rows)]
-    parts = [Part(corpus, np.asarray(r)) for r in rows]
+    """The corpora D_0 .. D_n, and warnings: those of the configuration, then those added later.
+
+    ``read``: the ones that were read before, in the place of the configuration's.
+    """
+    data, parts, warnings = config.data, list(read), []
+    if not parts:
+        corpus = read_corpus(data.corpus, deduplicate=data.deduplicate)
+        rows = read_stream(corpus, data.stream)
+        warnings += [*corpus.warnings, *check_stream(corpus, rows)]
+        parts += [Part(corpus, np.asarray(r)) for r in rows]
     for entry in added:
         more = read_corpus(entry["corpus"], deduplicate=data.deduplicate)
         expected = entry.get("content_hash")
@@ -67,9 +71,13 @@ def prepare(
     config: RunConfig,
     tokenizer_folder: Path | None = None,
     added: Sequence[Mapping[str, Any]] = (),
+    read: tuple[list[Part], list[str]] | None = None,
 ) -> Material:
-    """Read and check the corpora, then the tokenizer (a run's own, when it has one)."""
-    parts, warnings = read_parts(config, added)
+    """Read and check the corpora, then the tokenizer (a run's own, when it has one).
+
+    ``read``: what :func:`read_parts` gave, where it was asked before.
+    """
+    parts, warnings = read or read_parts(config, added)
     if tokenizer_folder is not None and (tokenizer_folder / "tokenizer.json").exists():
         tokenizer = load_tokenizer(tokenizer_folder)
     elif config.tokenizer.source == "train":

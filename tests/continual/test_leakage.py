@@ -16,6 +16,7 @@ from continual.replay import generative
 from continual.run import material as setup
 from continual.stream.stream import Stream
 from continual.trainer import Trainer
+from continual.update.update import Update
 from dsi.queries.generator import QueryGenerator
 from dsi.queries.lexical import LexicalQueries
 
@@ -76,7 +77,7 @@ def watching(watcher, cache):
         def begin(self, state, stage):
             watcher.stage, watcher.tokenizer = stage, self.tokenizer
 
-        def step(model, optimizer, batch, *rest, **more):
+        def step(update, batch, *rest, **more):
             watcher.documents += [(watcher.stage, d) for d in batch.documents.tolist()]
             rows = batch.input_ids.tolist()
             if batch.labels is not None:
@@ -110,7 +111,7 @@ def watching(watcher, cache):
         train_tokenizer, cached_generate = setup.train_tokenizer, generative.cached_generate
         count = LexicalQueries.fit
         wrap(Trainer, "_stage", begin)
-        wrap(trainer, "take_step", step)
+        wrap(Update, "take", step)
         wrap(Stream, "train_queries", ask)
         wrap(Stream, "train_pairs", ask)
         patch.setattr(setup, "train_tokenizer", vocabulary)

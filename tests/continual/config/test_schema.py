@@ -331,11 +331,10 @@ def test_code_from_elsewhere(write, tmp_path, monkeypatch):
     (tmp_path / "my_package").mkdir()
     (tmp_path / "my_package" / "pull.py").write_text(
         "import dataclasses\n"
-        "class Pull:\n"
+        "from continual.regularizers import Regularizer\n"
+        "class Pull(Regularizer):\n"
         "    @dataclasses.dataclass(frozen=True)\n"
         "    class Config:\n        force: float = 2.0\n        depth: int = 1\n"
-        "    needs_previous = touches_every_row = True\n"
-        "    def __init__(self, config):\n        self.config = config\n"
     )
     monkeypatch.syspath_prepend(tmp_path)
     monkeypatch.setattr("continual.config.registry._allowed", {"my_package"})

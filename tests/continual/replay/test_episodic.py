@@ -1,12 +1,13 @@
 """Episodic replay: whose queries come back, and that an infinite ratio is no replay."""
 
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 import pytest
 
 from continual.replay.episodic import EpisodicReplay
-from continual.stream.view import StageContext
+from continual.stream.view import StageView
 from dsi.errors import UserError
 from dsi.text.tokens import Tokens
 
@@ -25,8 +26,9 @@ class Queries:
         return Tokens.from_lists(lists), np.arange(count) + 100 * corpus
 
 
-def context(stream, stage, tmp_path):
-    return StageContext(stage, stream, None, 0, tmp_path)  # type: ignore[arg-type]
+def view(stream, stage, tmp_path):
+    nothing: Any = None
+    return StageView(stage, stream, nothing, nothing, tmp_path, nothing, nothing)
 
 
 @pytest.mark.parametrize(
@@ -40,7 +42,7 @@ def context(stream, stage, tmp_path):
 def test_whose_queries_are_rehearsed(documents, corpora, words, tmp_path):
     stream = Queries()
     member = EpisodicReplay(EpisodicReplay.Config(documents=documents, ratio=2.0))
-    (pool,) = member.begin_stage(context(stream, 2, tmp_path))
+    (pool,) = member.pools(view(stream, 2, tmp_path))
     assert stream.asked == corpora
     assert pool.tokens.values.tolist() == words
     assert pool.documents.tolist() == [d for c in corpora for d in stream.train_queries(c)[1]]
@@ -50,16 +52,13 @@ def test_whose_queries_are_rehearsed(documents, corpora, words, tmp_path):
 
 def test_the_first_stage_asks_nobody(tmp_path):
     stream = Queries()
-    assert (
-        EpisodicReplay(EpisodicReplay.Config("seen")).begin_stage(context(stream, 0, tmp_path))
-        == []
-    )
+    assert EpisodicReplay(EpisodicReplay.Config("seen")).pools(view(stream, 0, tmp_path)) == []
     assert stream.asked == []
 
 
 def test_without_train_queries_there_is_no_pool(tmp_path):
     member = EpisodicReplay(EpisodicReplay.Config())
-    assert member.begin_stage(context(Queries(sizes=(0, 3, 1)), 1, tmp_path)) == []
+    assert member.pools(view(Queries(sizes=(0, 3, 1)), 1, tmp_path)) == []
 
 
 def test_a_negative_ratio_is_refused(lab):

@@ -1,13 +1,16 @@
 """Docids of every scheme in whole runs: assigned once, written, read, and resumed with."""
 
 import json
+from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
 
-from continual import runs, trainer
+from continual import runs
 from continual.run import directory
 from continual.run.docids import Assignment
+from continual.update.update import Update
 from dsi.docids import codes_from_text
 from dsi.embeddings import load_embedder
 from dsi.errors import UserError
@@ -109,12 +112,12 @@ def test_the_encoder_that_embedded_d0_is_kept(lab):
 
 
 WHERE = {
-    "within the updates with atomic docids": (trainer, "take_step", 3, True),
-    "at their end": (trainer, "take_step", 4, False),
+    "within the updates with atomic docids": (Update, "take", 3, True),
+    "at their end": (Update, "take", 4, False),
     "while D0 gets its docids": (directory, "write_docids", 1, False),
-    "after them": (trainer, "take_step", 7, False),
+    "after them": (Update, "take", 7, False),
     "while D1 gets its docids": (directory, "write_docids", 2, False),
-    "within stage 1": (trainer, "take_step", 15, True),
+    "within stage 1": (Update, "take", 15, True),
 }
 
 
@@ -160,7 +163,8 @@ def test_other_processes_read_what_the_first_wrote(lab, tmp_path):
     from continual.run.material import prepare
 
     stream = prepare(config, run / "tokenizer").stream
-    other = Assignment(config, stream, run, is_main=False, wait=lambda: None)
+    second: Any = SimpleNamespace(is_main_process=False, wait_for_everyone=lambda: None)
+    other = Assignment(config, stream, run, second)
     assert other.corpora == 0
     other.extend(1)
     assert other.corpora == 2
