@@ -10,11 +10,12 @@ from continual.config.schema import RunConfig, read_resolved
 from continual.run import directory
 from continual.run.lock import only_writer
 from continual.run.material import Material, make_model, prepare, read_parts
+from continual.run.stage_index import absolute, text_sources
 from continual.stream.stream import Stream
 from dsi.docid_report import format_report
 from dsi.errors import UserError
 from dsi.files import as_written, read_json, replace_atomically, reported
-from dsi.index import read_part_hashes
+from dsi.index_folder import read_settings
 from dsi.manifest import verify
 
 
@@ -100,7 +101,7 @@ def _add(held: ExitStack, folder: Path, corpus: str, accept: Sequence[str]) -> P
             f"{folder}: only {len(before['corpora'])} of {len(parts)} stages are finished; finish "
             f"them first: dsi train --resume {folder}"
         )
-    entry: dict[str, Any] = {"corpus": _absolute(corpus)}
+    entry: dict[str, Any] = {"corpus": absolute(corpus)}
     added = [*added, entry]
     material = prepare(config, folder / "tokenizer", added)
     _check_docids(config, folder, material, len(parts))
@@ -137,9 +138,9 @@ def _run(
 
     def begin() -> None:
         if trainer.accelerator.is_main_process:
+            text_sources(config, added)  # a path that cannot be noted is refused now
             if added:
                 directory.replace(folder, "added.json", added)
-            directory.replace(folder, "index.json", _index(config, added, material.stream))
 
     trainer.run(resume, begin)
     if trainer.accelerator.is_main_process:
@@ -148,40 +149,6 @@ def _run(
             directory.finish_environment(folder)
             _show(folder)
     return folder
-
-
-def _index(config: RunConfig, added: list[Mapping[str, Any]], stream: Stream) -> dict[str, Any]:
-    """What an application needs to search the run: where the texts are and how they are read.
-
-    ``part_hashes``: of each corpus, so that it is noticed when one is edited later.
-    """
-    data, corpus = config.data, config.data.corpus
-    if isinstance(corpus, str):
-        corpus = _absolute(corpus)
-    else:
-        corpus = {key: _absolute(value) for key, value in corpus.items()}
-    return {
-        "schema": directory.SCHEMA,
-        "docids": config.docids.name,
-        "beams": config.evaluation.beams,
-        "length_penalty": config.evaluation.length_penalty,
-        "corpora": [corpus, *(entry["corpus"] for entry in added)],
-        "part_hashes": [dict(corpus.part_hashes) for corpus in stream.corpora],
-        "deduplicate": data.deduplicate,
-        "title": data.title,
-        "lowercase": data.lowercase,
-        "prompt": config.prompts.retrieval,
-    }
-
-
-def _absolute(value: Any) -> Any:
-    """A path that exists as an absolute one, so that a run can be searched from anywhere."""
-    if not isinstance(value, str) or not os.path.exists(value):
-        return value
-    path = str(Path(value).resolve())
-    if any("\udc80" <= character <= "\udcff" for character in path):
-        raise UserError(f"{path}: the path is not UTF-8, and the run has to note it; rename it")
-    return path
 
 
 def _read_config(folder: Path) -> RunConfig:
@@ -235,7 +202,7 @@ def evaluate(folder: Path, stage: int | None = None, split: str = "test") -> lis
         raise UserError(f"--stage: {folder} has no stage {stage}; there are {done}")
     material = prepare(config, folder / "tokenizer", added)
     stream, scheme = material.stream, config.docids.build()
-    warnings = _changes(folder, stream, split)
+    warnings = _changes(directory.stage_folder(folder, stage), stream, split)
     directory.read_docids(folder, stream, stage + 1, scheme)
     verify(directory.stage_folder(folder, stage), "model")
     accelerator = make_accelerator(config)
@@ -257,14 +224,13 @@ def evaluate(folder: Path, stage: int | None = None, split: str = "test") -> lis
 
 
 def _changes(folder: Path, stream: Stream, split: str) -> list[str]:
-    """UserError when documents, or what asks for them, are not those of the run; warnings."""
-    verify(folder, "index.json")
+    """UserError when documents, or what asks for them, are not those of a stage; warnings."""
     path = folder / "index.json"
-    kept = read_part_hashes(path, read_json(path) if path.exists() else {})
-    if kept is None:
+    if not os.path.lexists(path):
         what = "no checksums of the corpora: whether they were edited since cannot be told"
         return [f"warning: {path}: {what}"]
-    # a corpus that is just being added may not be noted yet, and no stage has it
+    kept = read_settings(folder).part_hashes
+    # corpora that arrive after the stage are not noted in it
     for corpus, hashes in zip(stream.corpora, kept, strict=False):
         where, fix = corpus.folder or corpus.name, "restore them, or start a new run"
         if hashes["documents"] != corpus.part_hashes["documents"]:

@@ -32,6 +32,7 @@ from continual.run.docids import Assignment
 from continual.run.material import Material, make_model, prepare_layers
 from continual.run.nonfinite import keep_batch, refuse
 from continual.run.signals import Interrupted, Signals
+from continual.run.stage_index import write_index
 from continual.run.tracking import Tracker
 from continual.state import TrainState, from_checkpoint, to_checkpoint
 from continual.stream.mixture import batch_shape, prompt_ids, stage_sources, window_updates
@@ -48,7 +49,7 @@ from dsi.embeddings import ModelEmbedder
 from dsi.errors import UserError
 from dsi.examples.batches import Batch, batches_from
 from dsi.examples.prefetch import ahead
-from dsi.files import replace_atomically, write_json
+from dsi.files import write_json
 from dsi.model.dsi_model import DSIModel
 from dsi.seeding import derive
 
@@ -328,9 +329,8 @@ class Trainer:
             if flat is not None:
                 write_json(target / "sharpness.json", flat)
             write_json(target / "decoding.json", {"docids": config.docids.name, **how})
-            replace_atomically(target / "model", state.model.save_pretrained)
-            if evaluator.ranker.trie is not None:
-                evaluator.ranker.trie.save(target / "trie")
+            codes, trie = self._codes(stage), evaluator.ranker.trie
+            write_index(self.folder, stage, config, self.stream, state.model, codes, trie)
             ids = self.stream.document_ids(0, self.stream.count(stage))
             write_json(self.folder / "forgetting_events.json", self.events.to_json(ids))
             write_json(self.folder / "matrix.json", matrix)
