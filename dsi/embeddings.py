@@ -24,7 +24,7 @@ from dsi.errors import UserError
 from dsi.files import replace_atomically, write_json
 from dsi.model.dsi_model import DocidHead, DSIModel, load_model
 from dsi.seeding import derive
-from dsi.text.tokens import Tokens, batches, gather, load_tokenizer, padded, tokenize
+from dsi.text.tokens import Tokens, batches, load_tokenizer, padded, slices, tokenize
 
 SCHEMA = 1
 BATCH = 256  # texts that the model reads at once
@@ -206,7 +206,7 @@ class ModelEmbedder:
     def embed_tokens(self, tokens: Tokens) -> np.ndarray:
         """float32 (M, D) of token ids, in evaluation mode and without a random draw."""
         heads = np.minimum(tokens.lengths, self.length)
-        tokens = gather(tokens, tokens.offsets[:-1], heads, prompt=self.prompt_ids)
+        tokens = slices(tokens, tokens.offsets[:-1], heads, prompt=self.prompt_ids)
         pad = self.tokenizer.pad_token_id
         pad = pad if isinstance(pad, int) else 0
         device = self.model.docids.start.device

@@ -23,10 +23,10 @@ from dsi.search.ranker import Ranker
 from dsi.search.trie import Trie
 from dsi.text.tokens import (
     LONGEST_QUERY,
-    gather,
     load_tokenizer,
     padded,
     prompt_ids,
+    slices,
     tokenize,
 )
 
@@ -196,7 +196,7 @@ class SearchIndex:
         results: list[list[Result]] = [[] for _ in texts]
         if not len(known):
             return results
-        tokens = gather(tokens, tokens.offsets[:-1], tokens.lengths, prompt=self._prompt)
+        tokens = slices(tokens, tokens.offsets[:-1], tokens.lengths, prompt=self._prompt)
         pad = cast(int, self.tokenizer.pad_token_id or 0)
         ids, mask = padded(tokens, known, pad)
         device = self.ranker.inference.device

@@ -23,7 +23,7 @@ from dsi.measures.metrics import gold_ranks, hits, mrr
 from dsi.model.dsi_model import DSIModel
 from dsi.search.beam_search import Found
 from dsi.search.ranker import Ranker
-from dsi.text.tokens import Tokens, gather, padded, prompt_ids
+from dsi.text.tokens import Tokens, padded, prompt_ids, slices
 
 METRICS = ("hits@1", "hits@10", "mrr@10", "indexing_accuracy")
 
@@ -102,7 +102,7 @@ class Evaluator:
         count, tokens = self.stream.count(stage), self.stream.tokens
         starts = tokens.offsets[:count]
         lengths = np.minimum(tokens.lengths[:count], self.config.evaluation.document_length)
-        heads = gather(tokens, starts, lengths)
+        heads = slices(tokens, starts, lengths)
         prompt = prompt_ids(self.stream.tokenizer, self.config.prompts.indexing)
         greedy = partial(self.ranker.rank, k=1, beams=1, length_penalty=0.0)
         best = self.rank(heads, prompt, greedy)
@@ -152,7 +152,7 @@ class Evaluator:
         if len(tokens) == 0:
             nothing = Ranking(np.zeros((0, 1), np.int64), np.zeros((0, 1), np.float32))
             return [nothing] * len(searches)
-        tokens = gather(tokens, tokens.offsets[:-1], tokens.lengths, prompt=prompt)
+        tokens = slices(tokens, tokens.offsets[:-1], tokens.lengths, prompt=prompt)
         order = np.argsort(tokens.lengths, kind="stable")
         size, accelerator = self.config.evaluation.batch_size, self.accelerator
         batches = [order[i : i + size] for i in range(0, len(order), size)]

@@ -25,7 +25,7 @@ from continual.stream.stream import Stream
 from dsi.examples.batches import Batch
 from dsi.model.dsi_model import DSIModel
 from dsi.seeding import derive, numpy_rng
-from dsi.text.tokens import gather, padded, prompt_ids
+from dsi.text.tokens import padded, prompt_ids, slices
 
 Losses = Callable[[], Iterable[Tensor]]
 """The loss in parts that add up to it, each with a graph of its own."""
@@ -78,7 +78,7 @@ def sample(config: RunConfig, stream: Stream, stage: int) -> list[Batch]:
     rows = rng.choice(count, min(evaluation.sharpness.examples, count), replace=False)
     lengths = np.minimum(stream.tokens.lengths_of(rows), evaluation.document_length)
     prompt = prompt_ids(stream.tokenizer, config.prompts.indexing)
-    heads = gather(stream.tokens, stream.tokens.offsets[rows], lengths, prompt=prompt)
+    heads = slices(stream.tokens, stream.tokens.offsets[rows], lengths, prompt=prompt)
     order = np.argsort(lengths, kind="stable")
     pad = cast(int, stream.tokenizer.pad_token_id or 0)
     batches = []

@@ -341,7 +341,7 @@ def padded(
     return np.where(mask, tokens.values[positions], pad).astype(np.int64), mask
 
 
-def gather(
+def slices(
     tokens: Tokens,
     starts: np.ndarray,
     lengths: np.ndarray,
