@@ -165,7 +165,7 @@ class Evaluator:
             input_ids = torch.from_numpy(ids).to(inference.device)
             seen = torch.from_numpy(mask.astype(np.int64)).to(inference.device)
             several = len(searches) > 1
-            shared = {"source": inference.encode(input_ids, seen)} if several else {}
+            shared = {"encoded": inference.encode(input_ids, seen)} if several else {}
             before = time.perf_counter() - started  # either search alone would take it, too
             for one, search in zip(made, searches, strict=True):
                 started = time.perf_counter()

@@ -23,7 +23,7 @@ from dsi.queries.cache import cached_generate
 from dsi.queries.generator import GeneratorConfig, QueryGenerator, share
 from dsi.queries.lexical import LexicalQueries
 from dsi.queries.quality import bm25_ranks, measure
-from dsi.queries.sampling import SamplingConfig
+from dsi.queries.sampling import DecodingConfig
 from dsi.seeding import derive
 from dsi.text.tokens import LONGEST_QUERY, Tokens, tokenize, tokenizer_fingerprint
 
@@ -60,7 +60,7 @@ class GenerativeReplay:
         """Lengths and kinds of lexical queries."""
         generator: GeneratorConfig = GeneratorConfig()
         """The learned generator and its training."""
-        sampling: SamplingConfig = SamplingConfig()
+        sampling: DecodingConfig = DecodingConfig()
         """How the learned generator draws words."""
 
         def __post_init__(self):

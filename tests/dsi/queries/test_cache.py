@@ -3,7 +3,7 @@ import json
 import pytest
 
 from dsi.queries.cache import cached_generate, document_hash
-from dsi.queries.sampling import SamplingConfig
+from dsi.queries.sampling import DecodingConfig
 
 TEXTS = ["a heron", "a mill", "a clock"]
 
@@ -12,7 +12,7 @@ class Fake:
     """Counts what it is asked; its queries name everything they depend on."""
 
     def __init__(self, name="one", sampling=None):
-        self.name, self.sampling, self.asked = name, sampling or SamplingConfig(), []
+        self.name, self.sampling, self.asked = name, sampling or DecodingConfig(), []
 
     def fingerprint(self):
         return document_hash(self.name) * 2
@@ -67,7 +67,7 @@ def test_the_report_tells_what_was_made_and_what_was_read():
         lambda: cached_generate(fake := Fake(), TEXTS, 3, seed=0) and fake,
         lambda: cached_generate(fake := Fake(), TEXTS, 2, seed=1) and fake,
         lambda: (
-            cached_generate(fake := Fake(sampling=SamplingConfig(top_k=5)), TEXTS, 2, seed=0)
+            cached_generate(fake := Fake(sampling=DecodingConfig(top_k=5)), TEXTS, 2, seed=0)
             and fake
         ),
         lambda: cached_generate(fake := Fake(), TEXTS, 2, seed=0, keys=["x", "y", "z"]) and fake,
