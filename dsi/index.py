@@ -5,10 +5,9 @@ import operator
 from collections.abc import Iterable, Mapping, Set
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, cast, overload
+from typing import TYPE_CHECKING, overload
 
 import numpy as np
-import torch
 
 from dsi.corpus.corpus import Corpus, read_corpus
 from dsi.corpus.ids import id_rows
@@ -24,7 +23,8 @@ from dsi.search.trie import Trie
 from dsi.text.tokens import (
     LONGEST_QUERY,
     load_tokenizer,
-    padded,
+    pad_id,
+    padded_tensors,
     prompt_ids,
     slices,
     tokenize,
@@ -197,12 +197,9 @@ class SearchIndex:
         if not len(known):
             return results
         tokens = slices(tokens, tokens.offsets[:-1], tokens.lengths, prompt=self._prompt)
-        pad = cast(int, self.tokenizer.pad_token_id or 0)
-        ids, mask = padded(tokens, known, pad)
         device = self.ranker.inference.device
-        found = self.ranker.rank(
-            torch.from_numpy(ids).to(device), torch.from_numpy(mask.astype(np.int64)).to(device), k
-        )
+        ids, mask = padded_tensors(tokens, known, pad_id(self.tokenizer), device)
+        found = self.ranker.rank(ids, mask, k)
         lines = zip(found.documents.tolist(), found.scores.tolist(), strict=True)
         for query, (row, line) in zip(known.tolist(), lines, strict=True):
             results[query] = [

@@ -10,10 +10,9 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import partial
-from typing import Any, cast
+from typing import Any
 
 import numpy as np
-import torch
 from accelerate import Accelerator
 from accelerate.utils import gather_object
 
@@ -23,7 +22,7 @@ from dsi.measures.metrics import gold_ranks, hits, mrr
 from dsi.model.dsi_model import DSIModel
 from dsi.search.beam_search import Found
 from dsi.search.ranker import Ranker
-from dsi.text.tokens import Tokens, padded, prompt_ids, slices
+from dsi.text.tokens import Tokens, pad_id, padded_tensors, prompt_ids, slices
 
 METRICS = ("hits@1", "hits@10", "mrr@10", "indexing_accuracy")
 
@@ -83,7 +82,7 @@ class Evaluator:
         stage: int = 0,
     ):
         self.config, self.stream, self.accelerator = config, stream, accelerator
-        self.pad = cast(int, stream.tokenizer.pad_token_id or 0)
+        self.pad = pad_id(stream.tokenizer)
         settings = config.evaluation
         self.ranker = Ranker(
             model,
@@ -160,10 +159,8 @@ class Evaluator:
         made = [_Made() for _ in searches]
         for rows in mine:
             started = time.perf_counter()
-            ids, mask = padded(tokens, rows, self.pad)
             inference = self.ranker.inference
-            input_ids = torch.from_numpy(ids).to(inference.device)
-            seen = torch.from_numpy(mask.astype(np.int64)).to(inference.device)
+            input_ids, seen = padded_tensors(tokens, rows, self.pad, inference.device)
             several = len(searches) > 1
             shared = {"encoded": inference.encode(input_ids, seen)} if several else {}
             before = time.perf_counter() - started  # either search alone would take it, too

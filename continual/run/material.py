@@ -20,7 +20,7 @@ from dsi.files import cache_folder, replace_atomically
 from dsi.model.dropout import use_fast_dropout
 from dsi.model.dsi_model import DSIModel, from_checkpoint, from_scratch
 from dsi.seeding import derive
-from dsi.text.tokens import load_tokenizer, prompt_ids, train_tokenizer
+from dsi.text.tokens import load_tokenizer, pad_id, prompt_ids, train_tokenizer
 from dsi.text.views import has_words
 
 TOKENIZER_BYTES = 1 << 25  # of text that a tokenizer is trained on
@@ -128,7 +128,7 @@ def make_model(
         num_heads=model.num_heads,
         dropout_rate=model.dropout,
         embedding_std=model.embedding_std,
-        pad_token_id=cast(int, tokenizer.pad_token_id or 0),
+        pad_token_id=pad_id(tokenizer),
         eos_token_id=cast(int, tokenizer.eos_token_id or 1),
         code_sizes=code_sizes,
         shared_codes=shared_codes,

@@ -32,7 +32,7 @@ from dsi.queries.copy_bias import Copying, idf
 from dsi.queries.generator_model import GeneratorConfig, pretrained, scratch
 from dsi.queries.sampling import DecodingConfig, sample_tokens
 from dsi.seeding import derive, numpy_rng
-from dsi.text.tokens import load_tokenizer, tokenize, tokenizer_fingerprint
+from dsi.text.tokens import Tokens, load_tokenizer, padded_tensors, tokenize, tokenizer_fingerprint
 
 BLOCK = 16  # documents are padded to multiples of this: a document's shape is its own
 MOST_ROWS = (2048, 16_384)  # samples of one batch, on a processor and on a GPU
@@ -375,10 +375,5 @@ def _pad(
     ids: Sequence[np.ndarray], pad: int, device: torch.device, block: int = 1
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Ids (N, L) and mask (N, L), int64; L is rounded up to a multiple of ``block``."""
-    length = -(-max(map(len, ids)) // block) * block
-    values = np.full((len(ids), length), pad, dtype=np.int64)
-    mask = np.zeros((len(ids), length), dtype=np.int64)
-    for row, one in enumerate(ids):
-        values[row, : len(one)] = one
-        mask[row, : len(one)] = 1
-    return torch.from_numpy(values).to(device), torch.from_numpy(mask).to(device)
+    tokens = Tokens.of_lengths(np.concatenate(ids), np.array([len(one) for one in ids]))
+    return padded_tensors(tokens, np.arange(len(ids)), pad, device, block)

@@ -22,6 +22,7 @@ from dsi.errors import UserError
 from dsi.files import cache_folder, replace_atomically
 
 if TYPE_CHECKING:
+    import torch
     from transformers import PreTrainedTokenizerFast
 
     from dsi.search.light_model import StoredTokenizer
@@ -339,6 +340,25 @@ def padded(
     mask = columns < lengths[:, None]
     positions = np.where(mask, tokens.offsets[rows][:, None] + columns, 0)
     return np.where(mask, tokens.values[positions], pad).astype(np.int64), mask
+
+
+def padded_tensors(
+    tokens: Tokens,
+    rows: np.ndarray,
+    pad: int,
+    device: "torch.device | str | None" = None,
+    multiple: int = 1,
+) -> "tuple[torch.Tensor, torch.Tensor]":
+    """What a model reads of the texts at ``rows``: ids and attention mask, int64 (B, L)."""
+    import torch  # only what runs a model needs it
+
+    ids, mask = padded(tokens, rows, pad, multiple)
+    return torch.from_numpy(ids).to(device), torch.from_numpy(mask.astype(np.int64)).to(device)
+
+
+def pad_id(tokenizer: Any) -> int:
+    """The id that fills the places behind a text; a mask hides them, so any will do: else 0."""
+    return tokenizer.pad_token_id or 0
 
 
 def slices(
