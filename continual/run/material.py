@@ -17,6 +17,7 @@ from dsi.corpus.corpus import check_stream, document_texts, read_corpus, read_st
 from dsi.corpus.ids import id_rows, take
 from dsi.errors import UserError
 from dsi.files import cache_folder, replace_atomically
+from dsi.manifest import text_hash
 from dsi.model.dropout import use_fast_dropout
 from dsi.model.dsi_model import DSIModel, from_checkpoint, from_scratch
 from dsi.seeding import derive
@@ -160,8 +161,7 @@ def _trained(config: RunConfig, first: Part) -> PreTrainedTokenizerFast:
     lengths = call_function("binary_length", [first.corpus.documents["text"]]).to_numpy()
     step = max(1, math.ceil(int(lengths[first.rows].sum()) / TOKENIZER_BYTES))
     settings += f":every {step}" if step > 1 else ""
-    key = hashlib.sha256(f"{settings}:{rows}".encode()).hexdigest()[:32]
-    folder = cache_folder() / "tokenizers" / key
+    folder = cache_folder() / "tokenizers" / text_hash(f"{settings}:{rows}")
     if not (folder / "tokenizer.json").exists():
 
         def texts() -> Iterator[str]:

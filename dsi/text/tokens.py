@@ -3,7 +3,6 @@
 Shape legend: N texts, V vocabulary size.
 """
 
-import hashlib
 import io
 import json
 import os
@@ -20,6 +19,7 @@ import numpy as np
 from dsi import hub
 from dsi.errors import UserError
 from dsi.files import cache_folder, replace_atomically
+from dsi.manifest import text_hash
 
 if TYPE_CHECKING:
     import torch
@@ -221,8 +221,7 @@ def load_tokenizer(source: str | Path) -> "PreTrainedTokenizerFast":
 
 def tokenizer_fingerprint(tokenizer: "PreTrainedTokenizerFast") -> str:
     """A hash of everything that decides how text becomes ids."""
-    state = tokenizer.backend_tokenizer.to_str()
-    return hashlib.sha256(state.encode("utf-8")).hexdigest()[:32]
+    return text_hash(tokenizer.backend_tokenizer.to_str())
 
 
 def batches(items: Iterable[str], size: int = BATCH) -> Iterator[list[str]]:
@@ -280,8 +279,8 @@ def cached_tokenize(
     fingerprint it names the cache entry, so neither a changed corpus nor another tokenizer can
     be served stale ids.
     """
-    key = hashlib.sha256(f"{content}:{tokenizer_fingerprint(tokenizer)}".encode()).hexdigest()[:32]
-    folder = (cache or cache_folder()) / "tokens" / key
+    name = text_hash(f"{content}:{tokenizer_fingerprint(tokenizer)}")
+    folder = (cache or cache_folder()) / "tokens" / name
     kept = _kept_tokens(folder)
     if kept is None:
 

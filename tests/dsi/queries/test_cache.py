@@ -2,7 +2,8 @@ import json
 
 import pytest
 
-from dsi.queries.cache import cached_generate, document_hash
+from dsi.manifest import text_hash
+from dsi.queries.cache import cached_generate
 from dsi.queries.sampling import DecodingConfig
 
 TEXTS = ["a heron", "a mill", "a clock"]
@@ -15,7 +16,7 @@ class Fake:
         self.name, self.sampling, self.asked = name, sampling or DecodingConfig(), []
 
     def fingerprint(self):
-        return document_hash(self.name) * 2
+        return text_hash(self.name) * 2
 
     def generate(self, texts, keys, count, seed, *, accelerator=None, progress=False):
         self.asked.append(list(texts))
@@ -127,11 +128,6 @@ def test_only_the_main_process_writes_and_every_process_generates(cache, monkeyp
         is_main_process = False
 
     fake = Fake()
-    expected = Fake().generate(TEXTS, [document_hash(t) for t in TEXTS], 2, 0)
+    expected = Fake().generate(TEXTS, [text_hash(t) for t in TEXTS], 2, 0)
     assert cached_generate(fake, TEXTS, 2, seed=0, accelerator=Second()) == expected
     assert fake.asked == [TEXTS] and not list(cache.rglob("*.jsonl"))
-
-
-def test_document_hash():
-    assert document_hash("a") == "ca978112ca1bbdcafac231b39a23dc4d"
-    assert document_hash("a") != document_hash("a ")
