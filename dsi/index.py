@@ -2,12 +2,15 @@
 
 import copy
 import operator
-from collections.abc import Iterable, Mapping, Set
+from collections.abc import Iterable, Iterator, Mapping, Set
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, overload
+from typing import overload
 
 import numpy as np
+from transformers import PreTrainedTokenizerFast
+from transformers.utils import logging
 
 from dsi.corpus.corpus import Corpus, read_corpus
 from dsi.corpus.ids import id_rows
@@ -17,7 +20,7 @@ from dsi.errors import UserError, printable
 from dsi.files import as_written
 from dsi.index_folder import FILES, Documents, Settings, find_index, read_documents
 from dsi.manifest import verify
-from dsi.search.light_model import StoredModel, StoredTokenizer, stored_model, stored_tokenizer
+from dsi.model.dsi_model import DSIModel, load_model
 from dsi.search.ranker import Ranker
 from dsi.search.trie import Trie
 from dsi.text.tokens import (
@@ -29,11 +32,6 @@ from dsi.text.tokens import (
     slices,
     tokenize,
 )
-
-if TYPE_CHECKING:
-    from transformers import PreTrainedTokenizerFast
-
-    from dsi.model.dsi_model import DSIModel
 
 BATCH = 256  # queries ranked at once
 
@@ -64,7 +62,7 @@ class SearchIndex:
     def __init__(
         self,
         ranker: Ranker,
-        tokenizer: "PreTrainedTokenizerFast | StoredTokenizer",
+        tokenizer: PreTrainedTokenizerFast,
         documents: Documents,
         corpora: list[Corpus],
         settings: Settings,
@@ -95,10 +93,11 @@ class SearchIndex:
         """Open an index: its own folder, or one whose index.json names it (a run directory)."""
         folder, settings = find_index(Path(folder))
         verify(folder, *FILES)
-        model = _model(folder / "model")
+        with _no_bar():
+            model = load_model(folder / "model")
         documents = read_documents(folder / "docids.tsv")
         trie = Trie.load(folder / "trie") if (folder / "trie").is_dir() else None
-        tokenizer = stored_tokenizer(folder / "tokenizer") or load_tokenizer(folder / "tokenizer")
+        tokenizer = load_tokenizer(folder / "tokenizer")
         corpora = [read_corpus(c, deduplicate=settings.deduplicate) for c in settings.corpora]
         count, numbers = len(documents.ids), None
         with as_written(folder / "docids.tsv"):
@@ -245,18 +244,22 @@ def _count(k: int) -> int:
     return count
 
 
-def _model(folder: Path) -> "DSIModel | StoredModel":
-    stored = stored_model(folder)
-    if stored is None:
-        from dsi.model.dsi_model import load_model  # a second or two
-
-        return load_model(folder)
-    return stored
+@contextmanager
+def _no_bar() -> Iterator[None]:
+    """transformers shows a bar while it reads weights; an application that searches wants none."""
+    is_shown = logging.is_progress_bar_enabled()
+    if is_shown:
+        logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        if is_shown:
+            logging.enable_progress_bar()
 
 
 def check_fit(
-    model: "DSIModel | StoredModel",
-    tokenizer: "PreTrainedTokenizerFast | StoredTokenizer",
+    model: DSIModel,
+    tokenizer: PreTrainedTokenizerFast,
     trie: Trie | None,
     codes_NT: np.ndarray,
     count: int,

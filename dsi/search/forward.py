@@ -22,7 +22,6 @@ from dsi.model.docid_loss import at_least_float32
 
 if TYPE_CHECKING:
     from dsi.model.dsi_model import DSIModel
-    from dsi.search.light_model import StoredModel
 
 
 FEW = 64  # rows of a matrix product, see _project
@@ -65,7 +64,7 @@ class Inference:
     narrower, since with the 8 bits of a bfloat16 score many documents would tie.
     """
 
-    def __init__(self, model: "DSIModel | StoredModel", dtype: torch.dtype | None = None):
+    def __init__(self, model: "DSIModel", dtype: torch.dtype | None = None):
         config = model.config
         self.dtype = dtype or model.docids.rows.dtype
         wide = at_least_float32(model.docids.rows)

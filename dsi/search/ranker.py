@@ -16,7 +16,6 @@ from dsi.search.trie import Trie
 
 if TYPE_CHECKING:
     from dsi.model.dsi_model import DSIModel
-    from dsi.search.light_model import StoredModel
 
 
 class Ranker:
@@ -30,7 +29,7 @@ class Ranker:
 
     def __init__(
         self,
-        model: "DSIModel | StoredModel",
+        model: "DSIModel",
         codes_NT: np.ndarray | None = None,
         trie: Trie | None = None,
         beams: int = 10,

@@ -25,8 +25,6 @@ if TYPE_CHECKING:
     import torch
     from transformers import PreTrainedTokenizerFast
 
-    from dsi.search.light_model import StoredTokenizer
-
 NUM_SENTINELS = 32  # <extra_id_0> ...: enough for span corruption of a passage of 256 tokens
 LONGEST_QUERY = 512  # tokens that are read of one, and of a prompt: memory grows with the square
 LONGEST_WORD = 1_000  # characters; the trainer's time grows with the square, pieces have 16 at most
@@ -231,9 +229,7 @@ def batches(items: Iterable[str], size: int = BATCH) -> Iterator[list[str]]:
         yield batch
 
 
-def tokenize(
-    tokenizer: "PreTrainedTokenizerFast | StoredTokenizer", texts: Iterable[str]
-) -> Tokens:
+def tokenize(tokenizer: "PreTrainedTokenizerFast", texts: Iterable[str]) -> Tokens:
     """Token ids of every text, without special tokens.
 
     Texts without any token (only characters that the normaliser drops) become one unknown token,
@@ -243,7 +239,7 @@ def tokenize(
 
 
 def prompt_ids(
-    tokenizer: "PreTrainedTokenizerFast | StoredTokenizer", prompt: str, where: str = "prompt"
+    tokenizer: "PreTrainedTokenizerFast", prompt: str, where: str = "prompt"
 ) -> np.ndarray:
     """A task prompt as token ids, int32; ``where``: what an error calls it."""
     ids = tokenizer.backend_tokenizer.encode(prompt, add_special_tokens=False).ids if prompt else []
@@ -253,9 +249,7 @@ def prompt_ids(
     return np.asarray(ids, np.int32)
 
 
-def _tokenized(
-    tokenizer: "PreTrainedTokenizerFast | StoredTokenizer", texts: Iterable[str]
-) -> Iterator[Tokens]:
+def _tokenized(tokenizer: "PreTrainedTokenizerFast", texts: Iterable[str]) -> Iterator[Tokens]:
     backend = tokenizer.backend_tokenizer
     backend.no_truncation()
     backend.no_padding()

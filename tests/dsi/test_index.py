@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from transformers.utils import logging
 
 from dsi.corpus.corpus import read_corpus, write_corpus
 from dsi.errors import UserError
@@ -235,6 +236,17 @@ def test_a_former_stage_knows_its_documents_alone(made):
 def test_the_folder_of_an_index_is_whole(made, tmp_path):
     copy = shutil.copytree(made / "stages" / "01", tmp_path / "copy")
     assert SearchIndex.load(str(copy)).search(QUERIES) == SearchIndex.load(made).search(QUERIES)
+
+
+def test_opening_an_index_prints_nothing(made, capfd):
+    before = logging.is_progress_bar_enabled()
+    logging.enable_progress_bar()
+    try:
+        SearchIndex.load(made)
+        assert logging.is_progress_bar_enabled()
+    finally:
+        logging.enable_progress_bar() if before else logging.disable_progress_bar()
+    assert capfd.readouterr() == ("", "")
 
 
 def test_corpora_are_chosen_by_their_names(made):
