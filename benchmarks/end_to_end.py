@@ -109,7 +109,7 @@ def watched(watch: Stopwatch) -> Iterator[None]:
         (evaluation.Evaluator, "documents_found", "find documents"),
         (evaluation.Evaluator, "evaluate", "answer queries"),
         (directory, "write_results", "write results"),
-        (trainer, "replace_atomically", "write results"),
+        (trainer, "write_index", "write results"),
         (trainer.checkpoints, "save", "checkpoint"),
     ]
     with ExitStack() as stack:

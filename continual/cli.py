@@ -99,7 +99,9 @@ def _parser() -> argparse.ArgumentParser:
     add.set_defaults(run=_add)
 
     search = commands.add_parser("search", help="ask a run")
-    search.add_argument("run_folder", metavar="RUN", type=Path, help="run directory")
+    search.add_argument(
+        "run_folder", metavar="RUN", type=Path, help="run directory, or the folder of one stage"
+    )
     search.add_argument("query", metavar="QUERY", nargs="?", help="without it: a prompt")
     search.add_argument("--k", type=int, default=10, help="results (default 10)")
     search.add_argument("--stage", type=int, help="the index after this stage (default: the last)")
@@ -223,7 +225,7 @@ def _search(options: argparse.Namespace) -> int:
 
     if options.k < 1:
         raise UserError(f"--k: must be at least 1, got {options.k}")
-    index = SearchIndex.load(options.run_folder, stage=options.stage)
+    index = SearchIndex.load(_index_folder(options.run_folder, options.stage))
     for line in index.warnings:
         print(f"dsi: warning: {printable(line)}", file=sys.stderr)
     if options.corpus is not None or options.documents is not None:
@@ -248,10 +250,24 @@ def _search(options: argparse.Namespace) -> int:
         _print_results(index.search([query], options.k)[0])
 
 
-def _corpus(text: str) -> int:
-    if not (text[:1] == "D" and text[1:].isdecimal() and text.isascii() and len(text) < 10):
-        raise argparse.ArgumentTypeError(f"expected D0, D1, ..., got {text!r}")
-    return int(text[1:])
+def _index_folder(run: Path, stage: int | None) -> Path:
+    """The folder of a stage of a run; without one, and for what is no run, the folder given."""
+    if not os.path.exists(run / "config.yaml"):
+        if stage is not None:
+            raise UserError(f"--stage: {run} is no run directory; leave it out")
+        return run
+    found = (path.parent for path in (run / "stages").glob("[0-9]*/index.json"))
+    folders = {int(path.name): path for path in found if path.name.isdecimal()}
+    if not folders and not os.path.lexists(run / "index.json"):
+        raise UserError(f"{run}: no stage is finished yet; go on with dsi train --resume {run}")
+    if stage is not None and stage not in folders:
+        raise UserError(f"--stage: {run} has no stage {stage}; there are {sorted(folders)}")
+    return run if stage is None else folders[stage]
+
+
+def _corpus(text: str) -> str:
+    """The name of a corpus; its number alone will do."""
+    return f"D{int(text)}" if text.isdecimal() and text.isascii() and len(text) < 10 else text
 
 
 def _read_ids(path: Path) -> list[str]:

@@ -14,12 +14,13 @@ from continual.run import directory
 from continual.run.docids import Assignment
 from continual.run.lock import only_writer
 from continual.run.material import Material, make_model, prepare, read_parts
+from continual.run.stage_index import absolute, text_sources
 from continual.stream.stream import Stream
 from continual.trainer import Trainer
 from dsi.docid_report import format_report
 from dsi.errors import UserError
 from dsi.files import as_written, read_json, replace_atomically, reported
-from dsi.index import read_part_hashes
+from dsi.index_folder import read_settings
 from dsi.manifest import verify
 
 
@@ -102,7 +103,7 @@ def _add(held: ExitStack, folder: Path, corpus: str, accept: Sequence[str]) -> P
             f"{folder}: only {len(before['corpora'])} of {len(old)} stages are finished; finish "
             f"them first: dsi train --resume {folder}"
         )
-    entry: dict[str, Any] = {"corpus": _absolute(corpus)}
+    entry: dict[str, Any] = {"corpus": absolute(corpus)}
     parts, warnings = read_parts(config, [entry], old)
     material = prepare(config, folder / "tokenizer", read=(parts, warnings))
     docids = Assignment(config, material.stream, folder, accelerator)
@@ -134,10 +135,10 @@ def _run(
         directory.write_environment(folder, device, world, precision=precision)
     state = trainer.load(resume, accept)
     with closing(trainer.tracker):
-        if is_main:  # now that nothing on disk can refuse the run
+        if is_main:  # now that nothing else on disk can refuse the run
+            text_sources(config, added)  # a path that cannot be noted is refused now
             if added:
                 directory.replace(folder, "added.json", added)
-            directory.replace(folder, "index.json", _index(config, added, material.stream))
         trainer.run(state)
     if is_main:
         with trainer.signals.handled():
@@ -145,40 +146,6 @@ def _run(
             directory.finish_environment(folder)
             _show(folder)
     return folder
-
-
-def _index(config: RunConfig, added: list[Mapping[str, Any]], stream: Stream) -> dict[str, Any]:
-    """What an application needs to search the run: where the texts are and how they are read.
-
-    ``part_hashes``: of each corpus, so that it is noticed when one is edited later.
-    """
-    data, corpus = config.data, config.data.corpus
-    if isinstance(corpus, str):
-        corpus = _absolute(corpus)
-    else:
-        corpus = {key: _absolute(value) for key, value in corpus.items()}
-    return {
-        "schema": directory.SCHEMA,
-        "docids": config.docids.name,
-        "beams": config.evaluation.beams,
-        "length_penalty": config.evaluation.length_penalty,
-        "corpora": [corpus, *(entry["corpus"] for entry in added)],
-        "part_hashes": [dict(corpus.part_hashes) for corpus in stream.corpora],
-        "deduplicate": data.deduplicate,
-        "title": data.title,
-        "lowercase": data.lowercase,
-        "prompt": config.prompts.retrieval,
-    }
-
-
-def _absolute(value: Any) -> Any:
-    """A path that exists as an absolute one, so that a run can be searched from anywhere."""
-    if not isinstance(value, str) or not os.path.exists(value):
-        return value
-    path = str(Path(value).resolve())
-    if any("\udc80" <= character <= "\udcff" for character in path):
-        raise UserError(f"{path}: the path is not UTF-8, and the run has to note it; rename it")
-    return path
 
 
 def _read_config(folder: Path) -> RunConfig:
@@ -231,7 +198,7 @@ def evaluate(folder: Path, stage: int | None = None, split: str = "test") -> lis
         raise UserError(f"--stage: {folder} has no stage {stage}; there are {done}")
     material = prepare(config, folder / "tokenizer", added)
     stream, scheme = material.stream, config.docids.build()
-    warnings = _changes(folder, stream, split)
+    warnings = _changes(directory.stage_folder(folder, stage), stream, split)
     directory.read_docids(folder, stream, stage + 1, scheme)
     verify(directory.stage_folder(folder, stage), "model")
     accelerator = make_accelerator(config)
@@ -253,14 +220,13 @@ def evaluate(folder: Path, stage: int | None = None, split: str = "test") -> lis
 
 
 def _changes(folder: Path, stream: Stream, split: str) -> list[str]:
-    """UserError when documents, or what asks for them, are not those of the run; warnings."""
-    verify(folder, "index.json")
+    """UserError when documents, or what asks for them, are not those of a stage; warnings."""
     path = folder / "index.json"
-    kept = read_part_hashes(path, read_json(path) if path.exists() else {})
-    if kept is None:
+    if not os.path.lexists(path):
         what = "no checksums of the corpora: whether they were edited since cannot be told"
         return [f"warning: {path}: {what}"]
-    # a corpus that is just being added may not be noted yet, and no stage has it
+    kept = read_settings(folder).part_hashes
+    # corpora that arrive after the stage are not noted in it
     for corpus, hashes in zip(stream.corpora, kept, strict=False):
         where, fix = corpus.folder or corpus.name, "restore them, or start a new run"
         if hashes["documents"] != corpus.part_hashes["documents"]:

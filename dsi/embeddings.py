@@ -24,7 +24,15 @@ from dsi.errors import UserError
 from dsi.files import replace_atomically, write_json
 from dsi.model.dsi_model import DocidHead, DSIModel, load_model
 from dsi.seeding import derive
-from dsi.text.tokens import Tokens, batches, gather, load_tokenizer, padded, tokenize
+from dsi.text.tokens import (
+    Tokens,
+    batches,
+    load_tokenizer,
+    pad_id,
+    padded_tensors,
+    slices,
+    tokenize,
+)
 
 SCHEMA = 1
 BATCH = 256  # texts that the model reads at once
@@ -206,9 +214,8 @@ class ModelEmbedder:
     def embed_tokens(self, tokens: Tokens) -> np.ndarray:
         """float32 (M, D) of token ids, in evaluation mode and without a random draw."""
         heads = np.minimum(tokens.lengths, self.length)
-        tokens = gather(tokens, tokens.offsets[:-1], heads, prompt=self.prompt_ids)
-        pad = self.tokenizer.pad_token_id
-        pad = pad if isinstance(pad, int) else 0
+        tokens = slices(tokens, tokens.offsets[:-1], heads, prompt=self.prompt_ids)
+        pad = pad_id(self.tokenizer)
         device = self.model.docids.start.device
         vectors_MD = np.zeros((len(tokens), self.model.config.d_model), np.float32)
         order = np.argsort(tokens.lengths, kind="stable")
@@ -217,12 +224,9 @@ class ModelEmbedder:
         with torch.inference_mode():
             for start in range(0, len(order), BATCH):
                 rows = order[start : start + BATCH]
-                ids, mask = padded(tokens, rows, pad)
-                states_BLD, _ = self.model.encode(
-                    torch.from_numpy(ids).to(device),
-                    torch.from_numpy(mask.astype(np.int64)).to(device),
-                )
-                real_BL1 = torch.from_numpy(mask).to(device)[..., None]
+                ids_BL, mask_BL = padded_tensors(tokens, rows, pad, device)
+                states_BLD, _ = self.model.encode(ids_BL, mask_BL)
+                real_BL1 = mask_BL.bool()[..., None]
                 sums = states_BLD.float().masked_fill(~real_BL1, 0.0).sum(1)
                 vectors_MD[rows] = (sums / real_BL1.sum(1)).cpu().numpy()
         self.model.train(training)

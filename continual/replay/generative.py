@@ -1,6 +1,5 @@
 """Generative memory: pseudo-queries stand in for the queries that later corpora lack."""
 
-import hashlib
 import json
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
@@ -20,11 +19,12 @@ from dsi.files import (
     write_json,
     write_text,
 )
+from dsi.manifest import folder_checksum, text_hash
 from dsi.queries.cache import cached_generate
 from dsi.queries.generator import GeneratorConfig, QueryGenerator, share
 from dsi.queries.lexical import LexicalQueries
 from dsi.queries.quality import bm25_ranks, measure
-from dsi.queries.sampling import SamplingConfig
+from dsi.queries.sampling import DecodingConfig
 from dsi.seeding import derive
 from dsi.text.tokens import LONGEST_QUERY, Tokens, tokenize, tokenizer_fingerprint
 
@@ -61,7 +61,7 @@ class GenerativeReplay(Replay):
         """Lengths and kinds of lexical queries."""
         generator: GeneratorConfig = GeneratorConfig()
         """The learned generator and its training."""
-        sampling: SamplingConfig = SamplingConfig()
+        sampling: DecodingConfig = DecodingConfig()
         """How the learned generator draws words."""
 
         def __post_init__(self):
@@ -208,11 +208,11 @@ class GenerativeReplay(Replay):
             tokenizer_fingerprint(view.tokenizer),
             f"{stream.title} {stream.lowercase} {seed}",
             asdict(config.generator),
-            _checkpoint_hash(config.generator.source),
+            # a path alone would serve a changed checkpoint from the cache
+            folder_checksum(local) if (local := Path(config.generator.source)).is_dir() else None,
             asdict(config.sampling),
         ]
-        key = hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()[:32]
-        kept = cache_folder() / "generators" / key
+        kept = cache_folder() / "generators" / text_hash(json.dumps(identity, sort_keys=True))
         if (kept / "generator.json").exists():
             return QueryGenerator.load(kept)
         queries, documents = stream.train_pairs(0)
@@ -254,19 +254,6 @@ def _filtered(queries: list[list[str]], texts: list[str], k: int) -> list[list[s
             kept[number].append(query)
     # a document without any query left would never be rehearsed: it keeps its own
     return [own or before for own, before in zip(kept, queries, strict=True)]
-
-
-def _checkpoint_hash(source: str) -> str | None:
-    """What a local checkpoint holds: a path alone would serve a changed one from the cache."""
-    folder = Path(source)
-    if not folder.is_dir():
-        return None
-    digest = hashlib.sha256()
-    for path in sorted(p for p in folder.iterdir() if p.is_file()):
-        digest.update(path.name.encode())
-        with open(path, "rb") as file:
-            digest.update(hashlib.file_digest(file, "sha256").digest())
-    return digest.hexdigest()
 
 
 def _read(path: Path, writer: str) -> Iterator[tuple[int, list[str]]]:

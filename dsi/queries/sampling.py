@@ -22,7 +22,7 @@ LOGITS = (2**22, 2**28)  # floats at once, on a processor and on a GPU
 
 
 @dataclass(frozen=True)
-class SamplingConfig:
+class DecodingConfig:
     """How the next token is chosen. Default: top-k 10 as DSI-QG (Zhuang et al. 2022)."""
 
     top_k: int = 10
@@ -46,7 +46,7 @@ class SamplingConfig:
             )
 
 
-def candidates(logits_RV: Tensor, sampling: SamplingConfig) -> tuple[Tensor, Tensor]:
+def candidates(logits_RV: Tensor, sampling: DecodingConfig) -> tuple[Tensor, Tensor]:
     """The tokens that may come next and their probabilities: ids (R, K), float64 (R, K), sum 1.
 
     Filters in the order of Hugging Face's ``generate``: temperature, top-k, top-p; a dropped token
@@ -206,7 +206,7 @@ def sample_tokens(
     input_DL: Tensor,
     mask_DL: Tensor,
     uniform_DST: Tensor,
-    sampling: SamplingConfig,
+    sampling: DecodingConfig,
     *,
     forbidden_V: Tensor,
     start: int,

@@ -65,7 +65,7 @@ def test_searching_a_run(lab, name):
     for line, results in zip(lines, index.search(texts), strict=True):
         assert [result.document_id for result in results] == line["top"]
     ids = list(docids(run))
-    own = index.among(corpora=[1])
+    own = index.among(corpora=["D1"])
     assert len(own) == lab.sizes[1]
     of_corpus = set(ids[lab.sizes[0] : lab.sizes[0] + lab.sizes[1]])
     full = index.search(texts, k=len(ids))
@@ -76,14 +76,14 @@ def test_searching_a_run(lab, name):
         assert [r.document_id for r in part] == expected
     gone = index.without(ids[:7])
     assert {r.document_id for r in gone.search(texts[:1], k=99)[0]} == set(ids[7:])
-    early = SearchIndex.load(run, stage=0)
+    early = SearchIndex.load(run / "stages" / "00")
     assert len(early) == lab.sizes[0]
-    with pytest.raises(UserError, match="no D9"):
-        index.among(corpora=[9])
+    with pytest.raises(UserError, match="no 'D9'"):
+        index.among(corpora=["D9"])
     with pytest.raises(UserError, match="no document 'x'"):
         index.without(["x"])
     with pytest.raises(UserError, match="none is left"):
-        own.among(corpora=[0])
+        own.among(corpora=["D0"])
 
 
 def test_the_trie_of_a_stage_holds_its_documents(lab):
