@@ -169,8 +169,8 @@ def run_train(options: argparse.Namespace) -> int:
 
 def _train_config(settings: list[str], resume: bool) -> "RunConfig":
     """The configuration that the command line means; a run goes on with its own settings."""
+    from continual.config.loading import differences, load_config, read_resolved
     from continual.config.paths import expand
-    from continual.config.schema import differences, load_config, read_resolved
     from dsi.corpus.records import show
 
     # a path may have "=" in it: runs/rate=0.1

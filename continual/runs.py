@@ -6,7 +6,8 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
-from continual.config.schema import RunConfig, read_resolved
+from continual.config.loading import read_resolved
+from continual.config.schema import RunConfig
 from continual.run import directory
 from continual.run.lock import only_writer
 from continual.run.material import Material, make_model, prepare, read_parts

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 import dsi
-from continual.config.schema import load_config, preset_names
+from continual.config.loading import load_config, preset_names
 
 ROOT = Path(__file__).resolve().parents[1]
 MODULES = sorted(

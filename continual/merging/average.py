@@ -5,6 +5,8 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
+from dsi.settings import Settings, Share
+
 
 class Average:
     """``new * theta_n + (1 - new) * theta_{n-1}`` after every stage n > 0.
@@ -16,15 +18,11 @@ class Average:
     """
 
     @dataclass(frozen=True)
-    class Config:
+    class Config(Settings):
         """Settings."""
 
-        new: float = 0.5
+        new: Share = 0.5
         """Weight of the new stage, 0..1."""
-
-        def __post_init__(self):
-            if not 0 <= self.new <= 1:
-                raise ValueError("new: must lie between 0 and 1")
 
     needs_previous = True
 

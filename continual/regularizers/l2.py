@@ -2,9 +2,13 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Annotated
 
 import torch
+from annotated_types import Ge
 from torch import Tensor, nn
+
+from dsi.settings import Settings
 
 
 class L2:
@@ -17,15 +21,11 @@ class L2:
     """
 
     @dataclass(frozen=True)
-    class Config:
+    class Config(Settings):
         """Settings."""
 
-        weight: float = 1.0
+        weight: Annotated[float, Ge(0)] = 1.0
         """Strength of the pull, per squared unit of weight; 0 turns it off."""
-
-        def __post_init__(self):
-            if self.weight < 0:
-                raise ValueError("weight: must not be negative")
 
     needs_previous = True
     touches_every_row = True

@@ -1,11 +1,13 @@
 """Experience replay of true train queries: DSI++'s cl(.)+epsmem(.)."""
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Annotated, Literal
 
 import numpy as np
+from annotated_types import Ge
 
 from continual.stream.view import QueryPool, StageContext
+from dsi.settings import Settings
 from dsi.text.tokens import Tokens
 
 
@@ -20,17 +22,13 @@ class EpisodicReplay:
     """
 
     @dataclass(frozen=True)
-    class Config:
+    class Config(Settings):
         """Settings."""
 
         documents: Literal["initial", "new", "seen"] = "initial"
         """Whose queries: D_0, the new corpus (oracle), or every corpus so far (oracle)."""
-        ratio: float = 32.0
+        ratio: Annotated[float, Ge(0)] = 32.0
         """Indexing examples per replayed query (DSI++'s r: 32 sparse, 2 dense)."""
-
-        def __post_init__(self):
-            if self.ratio < 0:
-                raise ValueError("ratio: must not be negative; .inf turns replay off")
 
     def __init__(self, config: Config):
         self.config = config

@@ -12,7 +12,7 @@ from accelerate.state import AcceleratorState
 
 from continual import cli, runs
 from continual.cli import main
-from continual.config.schema import dump, load_config
+from continual.config.loading import dump, load_config
 from continual.run.signals import Interrupted
 
 HEAVY = "torch transformers accelerate datasets numpy yaml pyarrow matplotlib wandb bm25s"

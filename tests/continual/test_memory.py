@@ -31,7 +31,7 @@ TRAIN = """
 import gc, json, resource, sys
 import torch
 from continual import runs, trainer
-from continual.config.schema import load_config
+from continual.config.loading import load_config
 
 peak, take_step = 0, trainer.take_step
 

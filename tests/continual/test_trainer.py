@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from continual import trainer as module
-from continual.config.schema import preset_names
+from continual.config.loading import preset_names
 from continual.trainer import Trainer
 from continual.update.optimizer import named_state
 from continual.update.steps import Update

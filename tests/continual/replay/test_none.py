@@ -2,7 +2,7 @@
 
 from typing import Any, cast
 
-from continual.config.schema import load_config
+from continual.config.loading import load_config
 from continual.replay.none import NoReplay
 
 
