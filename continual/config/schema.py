@@ -45,10 +45,15 @@ class ModelConfig(Settings):
     source: str = "scratch"
     """scratch, a local folder, or a checkpoint name (its own sizes then hold)."""
     d_model: Annotated[int, Ge(1), Le(2**16)] = 128
+    """Width of a token's vector; a multiple of num_heads."""
     d_ff: Annotated[int, Ge(1), Le(2**18)] = 256
+    """Width inside the feed-forward layers."""
     num_layers: Annotated[int, Ge(1), Le(1000)] = 1
+    """Layers of the encoder."""
     num_decoder_layers: Annotated[int, Ge(1), Le(1000)] = 1
+    """Layers of the decoder."""
     num_heads: Count = 4
+    """Attention heads."""
     embedding_std: Positive = 0.02
     """Initial spread of a from-scratch embedding; see dsi.model.dsi_model.DSIConfig."""
     dropout: Share = 0.0
@@ -70,7 +75,9 @@ class PromptsConfig(Settings):
     """Text in front of every input, one per task (DSI: one model for both), 512 tokens at most."""
 
     indexing: str = ""
+    """In front of a document."""
     retrieval: str = ""
+    """In front of a query."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -97,6 +104,7 @@ class TrainingConfig(Settings):
     optimizer: Literal["adamw", "adafactor"] = "adamw"
     """adafactor: the rate is a share of each tensor's own size (T5X: 1e-3 to fine-tune)."""
     learning_rate: Positive = 2e-3
+    """Peak rate, of D_0 where ``later_learning_rate`` is set."""
     docid_learning_rate_scale: Positive = 1.0
     """Rate of the docid head (its rows and the vectors that the decoder reads) over the others'."""
     later_learning_rate: Positive | None = 9e-4
@@ -108,12 +116,14 @@ class TrainingConfig(Settings):
     """Updates of linear warm-up per stage: below 1 a share of the stage, else a count. Under
     inverse_sqrt at least one update: it decides how fast the rate falls."""
     weight_decay: NotNegative = 0.01
+    """An update takes this share, times the rate, off every weight that decays."""
     clip: NotNegative = 1.0
     """Largest norm of an update's gradient; 0: no clipping."""
     nonfinite: Literal["stop", "skip"] = "stop"
     """An update whose loss or gradient is not finite ends the run, with its batch kept in
     ``nonfinite/``, or is left out and counted."""
     label_smoothing: Share = 0.0
+    """Share of the target's probability that is spread over all codes or words."""
     ratio: Annotated[float, Ge(0)] = 0.8
     """Indexing examples per query of D_0 in stage 0 (DSI's r; the paper: 32); .inf: indexing
     alone."""
@@ -166,6 +176,7 @@ class EvaluationConfig(Settings):
     """What is measured after a stage."""
 
     batch_size: Annotated[int, Ge(1), Le(2**20)] = 256
+    """Queries or documents that are searched at once."""
     depth: Annotated[int, Ge(10)] = 10
     """Documents kept per query in the TREC runs; Hits@10 needs ten."""
     beams: Annotated[int, Ge(1), Le(2**20)] = 10
@@ -186,7 +197,9 @@ class TrackingConfig(Settings):
     """metrics.jsonl is always written; W&B mirrors it when asked."""
 
     wandb: bool = False
+    """Whether W&B gets a row for every line."""
     project: str = "dsi-continual"
+    """W&B's project."""
     log_every: Count = 50
     """Updates between two training lines."""
 
@@ -222,7 +235,9 @@ class RunConfig(Settings):
     name: str = "quickstart"
     """The run directory is output/name."""
     output: str = "runs"
+    """The folder of run directories."""
     seed: int = 0
+    """Every random choice follows from it."""
     threads: Annotated[int, Ge(0), Le(4096)] = 1
     """Processor threads; sums depend on it in the last digit, so equal runs need the same number.
     A small model gains little from a second one. 0: leave it to torch."""
@@ -235,6 +250,7 @@ class RunConfig(Settings):
     indexing: Literal["seen", "new", "none"] = "seen"
     """Documents indexed in a stage: cl(U_n), cl(D_n), or none (pseudo-queries only)."""
     views: tuple[View, ...] = (View("first", 0.3, 48), View("chunk", 0.7, 24, 5))
+    """Which tokens of a document are read when it is indexed, and how often."""
     direction: Literal[
         "inputs_to_targets", "targets_to_inputs", "bidirectional", "span_corruption"
     ] = "inputs_to_targets"

@@ -28,7 +28,7 @@ class EpisodicReplay:
         documents: Literal["initial", "new", "seen"] = "initial"
         """Whose queries: D_0, the new corpus (oracle), or every corpus so far (oracle)."""
         ratio: Annotated[float, Ge(0)] = 32.0
-        """Indexing examples per replayed query (DSI++'s r: 32 sparse, 2 dense)."""
+        """Indexing examples per replayed query (DSI++'s r: 32 sparse, 2 dense); .inf: no replay."""
 
     def __init__(self, config: Config):
         self.config = config

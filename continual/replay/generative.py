@@ -49,7 +49,7 @@ class GenerativeReplay:
         documents: Literal["initial", "new", "seen"] = "seen"
         """genmem(D_0), genmem(D_n) or genmem(U_n)."""
         ratio: Annotated[float, Ge(0)] = 1.0
-        """Indexing examples per replayed query (DSI++'s r: 32 sparse, 2 dense)."""
+        """Indexing examples per replayed query (DSI++'s r: 32 sparse, 2 dense); .inf: no replay."""
         queries_per_document: Count = 20
         """How many different pseudo-queries a document has, of each writer."""
         stored_queries: Share = 0.3
