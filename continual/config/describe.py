@@ -91,14 +91,14 @@ def _choice(axis: str) -> dict[str, Any]:
 @functools.cache
 def _object(cls: type) -> dict[str, Any]:
     """A dataclass as JSON schema, nested ones in their place, with the docstrings of its bases."""
-    options = ConfigDict(extra="forbid", use_attribute_docstrings=True)
+    options = ConfigDict(use_attribute_docstrings=True)
     whole = TypeAdapter(list[cls], config=options).json_schema()  # type: ignore[valid-type]
     found = _inlined(whole["items"], whole["$defs"])
     for base in cls.__mro__[1:]:
         for key, part in _object(base)["properties"].items() if _has_fields(base) else ():
             if "description" in part:
                 found["properties"][key].setdefault("description", part["description"])
-    return {"properties": {}, **found}
+    return found
 
 
 def _has_fields(cls: type) -> bool:
@@ -114,11 +114,17 @@ def _inlined(node: Any, definitions: dict[str, Any]) -> Any:
     if "$ref" in node:
         name = node["$ref"].rpartition("/")[2]
         node = {**definitions[name], **{k: part for k, part in node.items() if k != "$ref"}}
-    return {
-        key: _inlined(part, definitions)
+    found = {
+        key: part if key == "default" else _inlined(part, definitions)
         for key, part in node.items()
-        if not (key == "title" and isinstance(part, str))
+        if key not in ("title", "properties")
     }
+    if found.get("type") == "object" and "additionalProperties" not in found:
+        own = node.get("properties", {}).items()
+        found["properties"] = {key: _inlined(part, definitions) for key, part in own}
+        found["additionalProperties"] = False  # a dataclass takes no other keys
+        found.pop("default", None)  # its fields have theirs
+    return dict(sorted(found.items()))
 
 
 def lines() -> Iterator[str]:
