@@ -65,9 +65,9 @@ def _adapter(hint: Any) -> TypeAdapter[Any]:
 def _lenient(hint: Any, limits: tuple[Any, ...] = ()) -> Any:
     """The type with what YAML's writers mean read first; nothing else is converted silently."""
     origin, arguments = typing.get_origin(hint), typing.get_args(hint)
-    if hint in _READ:
-        return Annotated[hint, Strict(), *limits, BeforeValidator(_READ[hint])]
-    if origin is Annotated and arguments[0] in _READ:
+    if hint in (bool, int, float, str):
+        return Annotated[hint, Strict(), *limits, BeforeValidator(READ[hint])]
+    if origin is Annotated and arguments[0] in (bool, int, float, str):
         return _lenient(arguments[0], hint.__metadata__)
     if origin is Annotated:
         return Annotated[_lenient(arguments[0]), *hint.__metadata__]
@@ -146,7 +146,7 @@ def _word(choices: tuple[Any, ...], value: Any) -> Any:
     return words[0] if value is False and words else value
 
 
-_READ: dict[Any, Any] = {int: _whole, float: _number, str: _text, bool: lambda value: value}
+READ = {int: _whole, float: _number, str: _text, bool: lambda value: value}
 
 
 def _line(error: Any, data: Any, where: str) -> str:

@@ -2,11 +2,13 @@
 
 import dataclasses
 import math
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import pytest
+from annotated_types import Ge, Gt
 from hypothesis import given
 from hypothesis import strategies as st
+from pydantic import Field
 
 from continual.config.parsing import coerce, parse_choice, to_plain
 from dsi.errors import UserError
@@ -14,8 +16,9 @@ from dsi.errors import UserError
 
 @dataclasses.dataclass(frozen=True)
 class Inner:
-    size: int
-    rate: float = 0.5
+    size: Annotated[int, Ge(1)]
+    rate: Annotated[float, Gt(0), Field(le=9)] = 0.5
+    share: Annotated[float | None, Field(lt=1)] = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -118,6 +121,12 @@ def test_any_value_is_taken_or_refused_in_one_line(value):
     [
         ({"nme": "a"}, "outer.nme: unknown key; did you mean 'name'?"),
         ({"inner": {"rate": 1}}, "outer.inner.size: missing"),
+        ({"inner": {"size": 0}}, "outer.inner.size: must be at least 1, got 0"),
+        ({"inner": {"size": 1, "rate": 0}}, "outer.inner.rate: must be above 0, got 0"),
+        ({"parts": [{"size": 1, "rate": 9.5}]}, "outer.parts[0].rate: must be at most 9, got 9.5"),
+        ({"inner": {"size": 1, "share": "1e0"}}, "outer.inner.share: must be below 1, got '1e0'"),
+        ({"inner": {"size": 1, "rate": True}}, "outer.inner.rate: expected a number, got True"),
+        ({"inner": {"size": 2**63}}, "outer.inner.size: 9223372036854775808 is too large; at most"),
         ({"inner": {"size": "x"}}, "outer.inner.size: expected a whole number, got 'x'"),
         ({"parts": [{"size": 1}, {"sze": 1}]}, "outer.parts[1].sze: unknown key; did you mean"),
         ({"limit": "much"}, "outer.limit: expected a number, got 'much'"),
@@ -145,8 +154,11 @@ def test_errors_of_a_component_keep_their_key():
 
 
 def test_plain_data_and_back():
-    value = Outer(parts=(Inner(1), Inner(2, math.inf)), source={"a": "b"}, limit=0.1)
+    value = Outer(parts=(Inner(1), Inner(2, 9, 0.5)), source={"a": "b"}, limit=0.1)
     plain = to_plain(value)
-    assert plain["parts"] == [{"size": 1, "rate": 0.5}, {"size": 2, "rate": math.inf}]
+    assert plain["parts"] == [
+        {"size": 1, "rate": 0.5, "share": None},
+        {"size": 2, "rate": 9, "share": 0.5},
+    ]
     assert list(plain) == [field.name for field in dataclasses.fields(Outer)]
     assert coerce(plain, Outer) == value
