@@ -39,6 +39,8 @@ def load_config(
         raise UserError(
             f"{path}: method: expected a preset's name or file, got {show(file['method'])}"
         )
+    if "extends" in file:
+        raise UserError(f"{path}: extends: is for presets; name the preset as method: NAME")
     assignments = [_override(text) for text in overrides]
     for keys, value in assignments:
         if keys == ["method"]:

@@ -168,6 +168,7 @@ BAD_FILES = [
     ("5: a\n", "FILE: expected 'key: value' lines", ""),
     (b"name: caf\xe9\n", "FILE: not UTF-8 (byte 9)", "save it as UTF-8"),
     (b"name: a\x00b\n", "FILE: not valid YAML", ""),
+    ("extends: cl_seen\n", "FILE: extends: is for presets", "method: NAME"),
     ("method: 5\n", "FILE: method: expected a preset's name", "5"),
     ("method: null\n", "FILE: method: expected a preset's name", "None"),
     ("method: cl_knew\n", "method: unknown preset 'cl_knew'", "did you mean 'cl_new'"),
