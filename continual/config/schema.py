@@ -57,7 +57,7 @@ class ModelConfig(Settings):
     embedding_std: Positive = 0.02
     """Initial spread of a from-scratch embedding; see dsi.model.dsi_model.DSIConfig."""
     dropout: Share = 0.0
-    """0..1. T5 uses 0.1 on accelerators; on a CPU its random numbers cost as much as the layers."""
+    """T5 uses 0.1 on accelerators; on a CPU its random numbers cost as much as the layers."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -65,9 +65,9 @@ class SamplingConfig(Settings):
     """How often old and new documents are drawn, for indexing and pseudo-queries alike."""
 
     new: Share | None = 0.2
-    """Share of draws from D_n in stages n > 0, 0..1; null: every document of U_n equally often."""
+    """Share of draws from D_n in stages n > 0; null: every document of U_n equally often."""
     balance: Share = 0.5
-    """Of the draws of old documents, the share that picks an old corpus first, 0..1."""
+    """Of the draws of old documents, the share that picks an old corpus first."""
 
 
 @dataclasses.dataclass(frozen=True)

@@ -22,7 +22,7 @@ class Average:
         """Settings."""
 
         new: Share = 0.5
-        """Weight of the new stage, 0..1."""
+        """Weight of the new stage."""
 
     needs_previous = True
 

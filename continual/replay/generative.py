@@ -53,7 +53,7 @@ class GenerativeReplay:
         queries_per_document: Count = 20
         """How many different pseudo-queries a document has, of each writer."""
         stored_queries: Share = 0.3
-        """Share of the replay, 0..1, that is D_0's own train queries (DSI++: none)."""
+        """Share of the replay that is D_0's own train queries (DSI++: none)."""
         first_stage: Annotated[float, Ge(0)] = 0.5
         """Weight of pseudo-queries in stage 0, where true queries weigh 1 (DSI++: none)."""
         round_trip: Annotated[int, Ge(0)] = 0

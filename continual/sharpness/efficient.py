@@ -34,9 +34,9 @@ class EfficientSAM(Policy):
         """Settings."""
 
         weights: Annotated[float, Gt(0), Le(1)] = 0.6
-        """Probability that a tensor is perturbed, above 0 to 1."""
+        """Probability that a tensor is perturbed."""
         examples: Annotated[float, Gt(0), Le(1)] = 0.5
-        """Share of the batch that the update descends, above 0 to 1."""
+        """Share of the batch that the update descends."""
 
     def descent_share(self) -> float:
         """As configured."""

@@ -39,7 +39,7 @@ class FisherMaskSAM(Remembering):
         """Settings."""
 
         keep: Annotated[float, Gt(0), Le(1)] = 0.1
-        """Share of all weights in the mask, above 0 to 1; at least one weight."""
+        """Share of all weights in the mask; at least one weight."""
         refresh: Count = 100
         """Updates that a mask is used for; the first one of a stage draws anew."""
         renormalise: bool = True

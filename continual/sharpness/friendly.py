@@ -29,7 +29,7 @@ class FriendlySAM(Remembering):
         sigma: NotNegative = 1.0
         """How much of the moving average is taken off the gradient."""
         decay: Annotated[float, Ge(0), Lt(1)] = 0.9
-        """What the moving average keeps of itself per update, 0..1 without 1."""
+        """What the moving average keeps of itself per update."""
 
     def perturbation(self, step: Step) -> Displacement:
         """Along the gradient without its moving average."""

@@ -23,7 +23,7 @@ class MicroSAM(SAM):
         """Settings."""
 
         share: Annotated[float, Gt(0), Le(1)] = 0.25
-        """Share of the batch that the first pass sees, above 0 to 1."""
+        """Share of the batch that the first pass sees."""
 
     def ascent_share(self) -> float:
         """As configured."""

@@ -30,7 +30,7 @@ class WSAM(Policy):
         """Settings."""
 
         gamma: Annotated[float, Ge(0), Lt(1)] = 0.9
-        """Weight of sharpness, 0..1 without 1."""
+        """Weight of sharpness."""
         decoupled: bool = False
         """Whether the sharpness term goes past the base optimizer."""
 

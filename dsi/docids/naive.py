@@ -25,7 +25,7 @@ class Naive(Scheme):
         """How a number is written."""
 
         base: Annotated[int, Ge(2)] = 10
-        """Digits to choose from at each position, 2 or more."""
+        """Digits to choose from at each position."""
 
     @property
     def code_sizes(self) -> list[int]:

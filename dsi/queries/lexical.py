@@ -40,7 +40,7 @@ class LexicalQueries:
         """Lengths in words, both ends included; a length is uniform between them."""
 
         share_terms: Share = 0.3
-        """Probability that a query is a list of terms rather than a span, 0..1."""
+        """Probability that a query is a list of terms rather than a span."""
         span_min: Count = 3
         """Shortest span; a shorter document is taken whole."""
         span_max: Count = 16

@@ -33,7 +33,7 @@ class SamplingConfig(Settings):
     top_p: Annotated[float, Gt(0), Le(1)] = 1.0
     """Choose among the fewest most probable tokens that hold this mass (nucleus; Holtzman 2020)."""
     temperature: Annotated[float, Gt(0)] = 1.0
-    """Divides the logits, > 0; GenRet samples with 0.8."""
+    """Divides the logits; GenRet samples with 0.8."""
     greedy: bool = False
     """Always the most probable token: one text per document; the other settings must be default."""
 
