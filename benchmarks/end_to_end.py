@@ -128,7 +128,7 @@ def run_stages(settings: Sequence[str], folder: Path, watch: Stopwatch) -> tuple
 
     The cache is ``folder``'s own, so that nothing is found made.
     """
-    from continual.config.schema import load_config
+    from continual.config.loading import load_config
     from continual.run.material import prepare
     from continual.trainer import Trainer
 

@@ -131,7 +131,7 @@ class Own(threading.Thread):
 
 
 def _config(folder: Path, *settings: str) -> Any:
-    from continual.config.schema import load_config
+    from continual.config.loading import load_config
 
     shape = ["name=memory", f"data.corpus={folder}", "data.stream=six"]
     return load_config(None, [*shape, "tokenizer.vocabulary_size=8000", *settings])

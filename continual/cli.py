@@ -1,4 +1,4 @@
-"""The command line: ``dsi train | add | search | evaluate | report``.
+"""The command line: ``dsi train | add | search | evaluate | report | config``.
 
 A user's mistake is one line on standard error and exit status 2; a traceback is a bug of ours.
 SIGTERM, SIGHUP and Ctrl-C end with 143, 129 and 130, after a checkpoint if updates were made.
@@ -123,6 +123,17 @@ def _parser() -> argparse.ArgumentParser:
     report.add_argument("run_folders", metavar="RUN", type=Path, nargs="+", help="run directories")
     report.add_argument("--out", type=Path, help="folder for the figures (default: RUN/figures)")
     report.set_defaults(run=_report)
+
+    config = commands.add_parser("config", help="every setting; or what a file resolves to")
+    config.add_argument(
+        "settings",
+        metavar="CONFIG|key=value",
+        nargs="*",
+        help="print what these come to, every default written out (default: list the settings)",
+    )
+    config.add_argument("--schema", action="store_true", help="print a JSON schema, for editors")
+    _add_plugin(config)
+    config.set_defaults(run=_config)
     return parser
 
 
@@ -171,8 +182,8 @@ def run_train(options: argparse.Namespace) -> int:
 
 def _train_config(settings: list[str], resume: bool) -> "RunConfig":
     """The configuration that the command line means; a run goes on with its own settings."""
+    from continual.config.loading import differences, load_config, read_resolved
     from continual.config.paths import expand
-    from continual.config.schema import differences, load_config, read_resolved
     from dsi.corpus.records import show
 
     # a path may have "=" in it: runs/rate=0.1
@@ -304,6 +315,23 @@ def _report(options: argparse.Namespace) -> int:
 
     for line in report(options.run_folders, options.out):
         print(line)
+    return 0
+
+
+def _config(options: argparse.Namespace) -> int:
+    if options.settings and options.schema:
+        raise UserError("--schema: is the same for every configuration; leave out the settings")
+    if options.settings:
+        from continual.config.loading import dump
+
+        print(dump(_train_config(options.settings, resume=False)), end="")
+        return 0
+    from continual.config import describe
+
+    if options.schema:
+        print(describe.schema_text())
+    else:
+        print(*describe.lines(), sep="\n")
     return 0
 
 

@@ -8,7 +8,8 @@ from typing import Any
 
 from accelerate import Accelerator
 
-from continual.config.schema import RunConfig, read_resolved
+from continual.config.loading import read_resolved
+from continual.config.schema import RunConfig
 from continual.devices.accelerator import make_accelerator, on_main
 from continual.run import directory
 from continual.run.docids import Assignment

@@ -24,6 +24,7 @@ from dsi.errors import UserError
 from dsi.files import replace_atomically, write_json
 from dsi.model.dsi_model import DocidHead, DSIModel, load_model
 from dsi.seeding import derive
+from dsi.settings import Count, Settings
 from dsi.text.tokens import (
     Tokens,
     batches,
@@ -41,34 +42,27 @@ ROUNDING = 1e-5  # a projected TF-IDF row (of length 1 before) that is shorter i
 
 
 @dataclass(frozen=True)
-class EmbeddingConfig:
+class EmbeddingConfig(Settings):
     """Where the vectors of documents come from."""
 
     source: Literal["model", "tfidf", "sentence-transformers"] = "tfidf"
     """model: our own encoder after ``updates`` of stage 0 (for pretrained checkpoints: a small
     encoder from random weights knows too little by then, see benchmarks/README.md); tfidf: TF-IDF
     and a truncated SVD; sentence-transformers: a pretrained encoder."""
-    dimensions: int = 128
+    dimensions: Count = 128
     """Of the truncated SVD."""
     name: str | None = None
     """The sentence-transformers model: a name or a local folder."""
-    updates: int = 300
+    updates: Count = 300
     """source: model: updates of stage 0 that are spent, with atomic docids, before the encoder
     embeds D_0."""
 
     def __post_init__(self) -> None:
-        if self.source not in ("model", "tfidf", "sentence-transformers"):
-            raise ValueError(
-                f"source: must be model, tfidf or sentence-transformers, got {self.source!r}"
-            )
-        if self.dimensions < 1:
-            raise ValueError(f"dimensions: must be above zero, got {self.dimensions}")
-        if self.updates < 1:
-            raise ValueError(f"updates: must be above zero, got {self.updates}")
+        super().__post_init__()
         if self.source == "sentence-transformers" and not self.name:
-            raise ValueError("name: must be given with source sentence-transformers")
+            raise UserError("name: must be given with source sentence-transformers")
         if self.source != "sentence-transformers" and self.name is not None:
-            raise ValueError(f"name: must be left out with source {self.source}")
+            raise UserError(f"name: must be left out with source {self.source}")
 
 
 class Embedder(Protocol):

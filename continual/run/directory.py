@@ -17,7 +17,8 @@ from typing import Any
 import numpy as np
 import torch
 
-from continual.config.schema import RunConfig, dump
+from continual.config.loading import dump
+from continual.config.schema import RunConfig
 from continual.measure.evaluation import METRICS, CorpusResult
 from continual.measure.performance import summary
 from continual.run.lock import FILES as LOCK_FILES

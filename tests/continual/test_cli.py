@@ -1,5 +1,6 @@
 """The command line: one line for a mistake, nothing written, and help at once."""
 
+import json
 import os
 import shutil
 import signal
@@ -13,10 +14,10 @@ from accelerate.state import AcceleratorState
 
 from continual import cli, runs
 from continual.cli import main
-from continual.config.schema import dump, load_config
+from continual.config.loading import dump, load_config
 from continual.run.signals import Interrupted
 
-HEAVY = "torch transformers accelerate datasets numpy yaml pyarrow matplotlib wandb bm25s"
+HEAVY = "torch transformers accelerate datasets numpy yaml pyarrow matplotlib wandb bm25s pydantic"
 
 # each: a command line, how the line starts after "dsi: error: ", a part of the rest
 BAD_COMMANDS = [
@@ -52,6 +53,10 @@ BAD_COMMANDS = [
     ("add", "the following arguments are required: RUN, FOLDER", "dsi add --help"),
     ("add folder folder", "folder: no run here", "give a run directory"),
     ("add run folder", "run: only 0 of 6 stages are finished", "dsi train --resume run"),
+    ("config trainin.updates=5", "trainin: unknown key", "did you mean 'training'"),
+    ("config training.updates=-1", "training.updates: must be at least 0, got -1", ""),
+    ("config absent.yaml", "absent.yaml: cannot read the configuration", "give a YAML file"),
+    ("config --schema seed=1", "--schema: is the same for every configuration", "leave out"),
     ("search", "the following arguments are required: RUN", "dsi search --help"),
     ("search folder query", "folder: no index here", "give a run directory"),
     ("search run query --k 0", "--k: must be at least 1", "0"),
@@ -170,6 +175,21 @@ def test_a_home_folder_is_meant_where_no_shell_has_read_it(place, trained, monke
     config = trained[0][0]
     assert (config.output, config.seed) == (f"{place}/folder/runs", 5)
     assert config.data.corpus == str(place / "folder")
+
+
+def test_config_prints_what_a_file_resolves_to(place, capsys):
+    (place / "file.yaml").write_text("method: cl_new\ntraining: {clip: 3e0}\n")
+    assert main(["config", "file.yaml", "seed=4"]) == 0
+    expected = load_config(place / "file.yaml", ["seed=4"])
+    assert capsys.readouterr().out == dump(expected)
+    assert (expected.seed, expected.indexing, expected.training.clip) == (4, "new", 3)
+
+
+def test_config_alone_lists_the_settings(place, capsys):
+    assert main(["config"]) == 0
+    assert "\n  updates = 1200 (whole number, at least 0)\n" in capsys.readouterr().out
+    assert main(["config", "--schema"]) == 0
+    assert json.loads(capsys.readouterr().out)["properties"]["seed"]["type"] == "integer"
 
 
 def test_nothing_given_is_the_quickstart(place, trained):

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from continual import trainer
-from continual.config.schema import preset_names
+from continual.config.loading import preset_names
 from continual.replay import generative
 from continual.run import material as setup
 from continual.stream.stream import Stream

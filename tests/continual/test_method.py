@@ -1,7 +1,7 @@
 """Method: one component on each axis, in the order in which they end a stage."""
 
 from continual.config import registry
-from continual.config.schema import load_config
+from continual.config.loading import load_config
 from continual.method import Method
 from continual.regularizers import Regularizer
 from continual.regularizers.l2 import L2

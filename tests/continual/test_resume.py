@@ -12,7 +12,7 @@ from accelerate.state import AcceleratorState
 from safetensors.torch import load_file, save, save_file
 
 from continual import runs, trainer
-from continual.config.schema import load_config
+from continual.config.loading import load_config
 from continual.replay import generative
 from continual.run import checkpoint, directory
 from continual.update.update import Update

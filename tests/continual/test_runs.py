@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from continual import cli, runs
-from continual.config.schema import load_config
+from continual.config.loading import load_config
 from continual.run.directory import replace
 from dsi.corpus.corpus import write_corpus
 from dsi.errors import UserError

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from continual import runs
-from continual.config.schema import dump, read_resolved
+from continual.config.loading import dump, read_resolved
 from continual.measure.evaluation import METRICS
 from continual.run import directory
 from dsi.docids import NewDocuments
