@@ -341,4 +341,4 @@ def test_a_query_and_a_text_of_ten_thousand_words(place: Place) -> None:
 def test_a_stream_named_by_its_path(place: Place) -> None:
     corpus = read_corpus(place.folder / "corpus")
     path = place.write("else/where.json", '{"D0": ["d3"]}')
-    assert [rows.tolist() for rows in read_stream(corpus, str(path))] == [[2]]
+    assert [stage.added.tolist() for stage in read_stream(corpus, str(path))] == [[2]]

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from continual.run.material import prepare, read_parts
-from continual.stream.stream import Part, Stream
+from continual.stream.stream import CorpusRows, Stream
 from dsi.corpus.corpus import document_texts, read_corpus, write_corpus
 from dsi.text.tokens import tokenize
 from dsi.text.views import set_text
@@ -33,7 +33,7 @@ def shuffled(stream: Stream, order: list[list[str]]) -> Stream:
     """A stream over the same corpus in another order."""
     corpus = stream.parts[0].corpus
     place = {key: row for row, key in enumerate(corpus.documents["id"].to_pylist())}
-    parts = [Part(corpus, np.array([place[key] for key in keys])) for keys in order]
+    parts = [CorpusRows(corpus, np.array([place[key] for key in keys])) for keys in order]
     return Stream(parts, stream.tokenizer)
 
 
@@ -136,7 +136,7 @@ def test_a_query_with_several_answers_is_asked_once_per_corpus(lab, stream, ids)
 def test_a_corpus_without_queries(tmp_path, stream):
     documents = [{"_id": f"x{i}", "title": "", "text": f"words {i}"} for i in range(3)]
     corpus = read_corpus(write_corpus(tmp_path / "c", documents, [], {}))
-    one = Stream([*stream.parts, Part(corpus, np.arange(3))], stream.tokenizer)
+    one = Stream([*stream.parts, CorpusRows(corpus, np.arange(3))], stream.tokenizer)
     assert len(one.judged_queries("test", 3)) == 0
     assert one.judged_queries("test", 3).gold == []
     texts, numbers = one.train_pairs(3)
@@ -155,7 +155,7 @@ def test_queries_are_read_as_documents_are(tmp_path, stream):
     corpus = read_corpus(
         write_corpus(tmp_path / "c", documents, queries, {"train": [("q", "a", 1)]})
     )
-    parts = [Part(corpus, np.arange(1))]
+    parts = [CorpusRows(corpus, np.arange(1))]
     assert Stream(parts, stream.tokenizer).train_pairs(0)[0] == ["what is it"]
     plain = Stream(parts, stream.tokenizer, title=False, lowercase=False)
     assert plain.train_pairs(0)[0] == ["What IS it"]

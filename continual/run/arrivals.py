@@ -1,0 +1,110 @@
+"""Which documents have arrived, gone and changed so far: what a next stage may do to them."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from continual.stream.stream import NONE, CorpusRows
+from dsi.corpus.corpus import Corpus, StageRows
+from dsi.corpus.ids import IdRows, id_rows
+from dsi.corpus.records import show
+from dsi.errors import UserError
+
+
+class Arrivals:
+    """The stages of a stream as they are read, and the number of every document by its id."""
+
+    def __init__(self) -> None:
+        self.parts: list[CorpusRows] = []
+        self._gone = NONE  # by number: the stage in which a document goes, -1 while it is there
+        self._tables: dict[int, tuple[Corpus, np.ndarray]] = {}  # with the number of every row
+        self._lookups: dict[int, IdRows] = {}
+
+    def extend(self, corpus: Corpus, stages: Sequence[StageRows]) -> None:
+        """The stages of a stream file, or the one of a corpus without."""
+        for stage in stages:
+            _, numbers = self._table(corpus)
+            gone, changed = numbers[stage.removed], numbers[stage.replaced]
+            self._append(CorpusRows(corpus, stage.added, gone, changed, stage.texts))
+
+    def add(self, corpus: Corpus | None, entry: Mapping[str, Any]) -> None:
+        """The stage of an entry of added.json: the documents of ``corpus`` arrive, but for those
+        whose ids are in ``entry["replace"]``, and those in ``entry["remove"]`` go."""
+        remove, replace = entry.get("remove", []), entry.get("replace", [])
+        removed = self.present(remove)
+        for at in np.flatnonzero(removed < 0)[:1].tolist():
+            raise UserError(f"document {show(remove[at])}: not in the run, so it cannot be removed")
+        if corpus is None:
+            part = CorpusRows(self.parts[0].corpus, NONE, removed)
+        else:
+            ids = corpus.documents["id"].to_pylist()
+            kept = set(replace)
+            is_new = np.fromiter((key not in kept for key in ids), bool, len(ids))
+            texts = np.flatnonzero(~is_new)
+            replaced = self.present([ids[row] for row in texts])
+            self._check_new(corpus, [ids[row] for row in np.flatnonzero(is_new)])
+            for number in np.intersect1d(removed, replaced)[:1]:
+                key = ids[texts[replaced == number][0]]
+                raise UserError(
+                    f"document {show(key)}: {corpus.name} replaces it and --remove names it; leave "
+                    "it out of one of them"
+                )
+            part = CorpusRows(corpus, np.flatnonzero(is_new), removed, replaced, texts)
+        if not len(part.rows) and len(removed) == np.count_nonzero(self._gone < 0):
+            raise UserError("--remove: names all documents that are left; keep some")
+        self._append(part)
+
+    def present(self, ids: Sequence[str]) -> np.ndarray:
+        """The numbers of documents, int64 (M,); -1 for those that are not there (any more)."""
+        numbers = self._find(ids)
+        arrived = np.flatnonzero(numbers >= 0)
+        numbers[arrived[self._gone[numbers[arrived]] >= 0]] = -1
+        return numbers
+
+    def stage_of_removal(self, document: str) -> int:
+        """The stage in which a document went; -1 for one that has not arrived or is there."""
+        number = int(self._find([document])[0])
+        return int(self._gone[number]) if number >= 0 else -1
+
+    def _check_new(self, corpus: Corpus, ids: Sequence[str]) -> None:
+        """UserError for an id that any earlier corpus has."""
+        for key, (other, _) in self._tables.items():
+            again = np.flatnonzero(self._lookup(key).rows(ids) >= 0)
+            if other is corpus or not len(again):
+                continue
+            document = ids[int(again[0])]
+            what = f"{corpus.name}: document {show(document)} is in corpus {other.name!r} already"
+            gone = self.stage_of_removal(document)
+            if gone >= 0:
+                what = f"{corpus.name}: document {show(document)} was removed in stage {gone}"
+                raise UserError(
+                    f"{what}; a removed one cannot arrive again, so give it another _id"
+                )
+            fix = ", or --replace to change its text" if self.present([document])[0] >= 0 else ""
+            raise UserError(f"{what}; a document can arrive only once, so give it another _id{fix}")
+
+    def _find(self, ids: Sequence[str]) -> np.ndarray:
+        found = np.full(len(ids), -1, np.int64)
+        for key, (_, numbers) in self._tables.items():
+            rows = self._lookup(key).rows(ids)
+            found = np.where(rows >= 0, np.maximum(found, numbers[rows]), found)
+        return found
+
+    def _table(self, corpus: Corpus) -> tuple[Corpus, np.ndarray]:
+        return self._tables.setdefault(
+            id(corpus), (corpus, np.full(corpus.documents.num_rows, -1, np.int64))
+        )
+
+    def _lookup(self, key: int) -> IdRows:
+        if key not in self._lookups:
+            self._lookups[key] = id_rows(self._tables[key][0].documents["id"])
+        return self._lookups[key]
+
+    def _append(self, part: CorpusRows) -> None:
+        _, numbers = self._table(part.corpus)
+        start = len(self._gone)
+        numbers[part.rows] = np.arange(start, start + len(part.rows))
+        self._gone = np.concatenate([self._gone, np.full(len(part.rows), -1, np.int64)])
+        self._gone[part.removed] = len(self.parts)
+        self.parts.append(part)
