@@ -223,6 +223,7 @@ def evaluate(folder: Path, stage: int | None = None, split: str = "test") -> lis
     """Recompute one row of the matrix from the stage's model; returns lines to print."""
     from continual.devices.accelerator import make_accelerator
     from continual.measure.evaluation import METRICS, Evaluator
+    from continual.run.docids import codes_at
     from dsi.index import check_fit
     from dsi.model.dsi_model import load_model
 
@@ -241,9 +242,10 @@ def evaluate(folder: Path, stage: int | None = None, split: str = "test") -> lis
     accelerator = make_accelerator(config)
     model = load_model(directory.stage_folder(folder, stage) / "model")
     with as_written(folder / "docids"):
-        check_fit(model, material.tokenizer, None, scheme.codes_NT, stream.count(stage))
+        codes_NT = codes_at(scheme, stream, stage)
+        check_fit(model, material.tokenizer, None, codes_NT, stream.count(stage))
         model.to(accelerator.device)
-        evaluator = Evaluator(config, stream, model, scheme.codes_NT, accelerator)
+        evaluator = Evaluator(config, stream, model, codes_NT, accelerator)
     queries = [stream.judged_queries(split, corpus) for corpus in range(stage + 1)]
     results, how = evaluator.evaluate(stage, queries, evaluator.documents_found(stage))
     lines = [f"stage {stage}, {split} queries" + "".join(f"{m:>20}" for m in METRICS)]

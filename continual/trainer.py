@@ -143,7 +143,7 @@ class Trainer:
         if stage > 0 and ratio == float("inf"):
             pools = []
         if stage == 0 or (config.training.restart and not pools):
-            queries = true_queries(stream)
+            queries = true_queries(stream, stage=stage)
             pools = [queries, *pools] if queries else pools
             ratio = config.training.ratio
         sources = stage_sources(config, stream, stage, pools, ratio, self.tokenizer)
@@ -339,7 +339,8 @@ class Trainer:
     def _look(self, state: TrainState, stage: int, evaluator: Evaluator) -> np.ndarray:
         """Which documents of U_n the model finds now; counts forgetting events."""
         found = evaluator.documents_found(stage)
-        self.events.update(np.arange(len(found)), found, self.total(state))
+        members = self.stream.members(stage)
+        self.events.update(members, found[members], self.total(state))
         return found
 
     def _evaluator(self, state: TrainState, stage: int) -> Evaluator:
@@ -347,10 +348,8 @@ class Trainer:
         return Evaluator(self.config, stream, state.model, codes, self.accelerator, stage)
 
     def _codes(self, stage: int) -> np.ndarray:
-        """Codes (N, T) of U_n's documents; atomic ones as long as D_0 has no docids."""
-        if self.docids.corpora:
-            return self.docids.scheme.codes_NT
-        return np.arange(self.stream.count(stage), dtype=np.int32)[:, None]
+        """Codes (N, T) of the documents that have arrived, all -1 where one was removed."""
+        return self.docids.codes(stage)
 
     def _start(self) -> TrainState:
         if not self.docids.warmup:
@@ -391,7 +390,7 @@ class Trainer:
     def _begin(self, state: TrainState, stage: int) -> None:
         """Grow, choose what is trained, and let components remember the stage before."""
         config = self.config
-        self.events.extend(self.stream.count(stage))
+        self.events.extend(self.stream.count(stage), self.stream.replaced(stage))
         model = state.model
         moments, moved = named_state(state.optimizer, model), {}
         if stage > 0:
@@ -430,7 +429,7 @@ class Trainer:
             state.previous = {}
 
     def _skip(self, state: TrainState, stage: int) -> None:
-        self.events.extend(self.stream.count(stage))
+        self.events.extend(self.stream.count(stage), self.stream.replaced(stage))
         state.rows.append(None)
         state.num_updates.append(0)
         state.stage = stage
@@ -440,6 +439,8 @@ class Trainer:
         training = self.config.training
         if training.restart:
             return training.updates + stage * training.updates_per_stage
+        if not len(self.stream.changed(stage)):  # it only removes
+            return 0
         return training.updates if stage == 0 else training.updates_per_stage
 
     def total(self, state: TrainState, finished: bool = False) -> int:
@@ -453,6 +454,7 @@ class Trainer:
             [len(queries) for queries in self.queries],
             np.diff(self.stream.offsets).tolist(),
             state.num_updates,
+            directory.counts_at(self.stream, self.queries, len(state.rows)),
         )
 
     def _save(self, state: TrainState) -> None:

@@ -5,10 +5,11 @@ import json
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, TypeAlias
 
 import numpy as np
 
+from continual.stream.stream import Stream
 from continual.stream.view import QueryPool, StageContext, true_queries
 from dsi.errors import UserError
 from dsi.files import (
@@ -26,6 +27,9 @@ from dsi.queries.quality import bm25_ranks, measure
 from dsi.queries.sampling import SamplingConfig
 from dsi.seeding import derive
 from dsi.text.tokens import LONGEST_QUERY, Tokens, tokenize, tokenizer_fingerprint
+
+Queries: TypeAlias = tuple[Tokens, np.ndarray]
+"""Texts, and the number of the document that each asks for."""
 
 
 class GenerativeReplay:
@@ -77,67 +81,81 @@ class GenerativeReplay:
     def __init__(self, config: Config):
         self.config = config
         self.ratio = config.ratio
-        self._memory: dict[int, dict[str, tuple[Tokens, np.ndarray]]] = {}
+        self._memory: dict[int, dict[str, Queries]] = {}
 
     def begin_stage(self, context: StageContext) -> list[QueryPool]:
         """The pseudo-queries of the stage, and D_0's own where they are stored.
 
-        What was written for a corpus is in stages/NN/pseudo_queries.jsonl of the run directory:
-        that file is the memory, and a resumed run reads it.
+        What was written for the documents that are new or changed in a stage is in its
+        stages/NN/pseudo_queries.jsonl of the run directory: that file is the memory, and a resumed
+        run reads it. Lines of documents that were removed or replaced later are passed over.
         """
         config, n = self.config, context.stage
         weight = config.first_stage if n == 0 else 1.0 - config.stored_queries
         pools: list[QueryPool] = []
         if weight > 0 and (n == 0 or config.ratio != float("inf")):
-            choice = {"initial": [0], "new": [n], "seen": list(range(n + 1))}
-            corpora = choice[config.documents]
-            for corpus in corpora:
-                if corpus not in self._memory:
-                    self._memory[corpus] = self._recall(context, corpus)
+            memory = self._memory_of(context)
             for writer in self._writers():
-                parts = [self._memory[c][writer] for c in corpora if writer in self._memory[c]]
-                if parts:
+                parts = [part[writer] for part in memory if writer in part]
+                if sum(len(numbers) for _, numbers in parts):
                     tokens = Tokens.concatenate([part[0] for part in parts])
                     documents = np.concatenate([part[1] for part in parts])
                     each = weight / len(self._writers())
                     pools.append(QueryPool(writer, tokens, documents, each, by_document=True))
         if n > 0 and config.stored_queries > 0:
-            stored = true_queries(context.stream, config.stored_queries)
+            stored = true_queries(context.stream, config.stored_queries, n)
             pools += [stored] if stored else []
         return pools
 
     def _writers(self) -> list[str]:
         return ["lexical", "learned"] if self.config.memory == "both" else [self.config.memory]
 
-    def _recall(self, context: StageContext, corpus: int) -> dict[str, tuple[Tokens, np.ndarray]]:
-        path = context.run_folder / "stages" / f"{corpus:02d}" / "pseudo_queries.jsonl"
+    def _memory_of(self, context: StageContext) -> list[dict[str, Queries]]:
+        """The pseudo-queries of the documents to rehearse, stage by stage of their texts."""
+        stream, n = context.stream, context.stage
+        documents = stream.members(n)
+        if self.config.documents != "seen":
+            chosen = stream.added(0) if self.config.documents == "initial" else stream.changed(n)
+            documents = np.intersect1d(documents, chosen)
+        since, found = stream.text_stages(documents, n), []
+        for stage in np.unique(since).tolist():
+            own = documents[since == stage]
+            if stage not in self._memory:
+                self._memory[stage] = self._recall(context, stage, own)
+            memory = self._memory[stage]
+            found.append({writer: _among(queries, own) for writer, queries in memory.items()})
+        return found
+
+    def _recall(
+        self, context: StageContext, stage: int, documents: np.ndarray
+    ) -> dict[str, Queries]:
+        """What the file of a stage has; it is written first, where it is not there yet."""
+        path = context.run_folder / "stages" / f"{stage:02d}" / "pseudo_queries.jsonl"
         # asked of the main process, whose view of the folder is the newest
         if share(context.accelerator, not path.exists()):
-            self._write(context, corpus, path)
+            self._write(context, stage, documents, path)
         context.wait()
         # logged by the stage that writes, also when a run goes on after that stage was cut off
         quality = read_json(path.with_name("memory_quality.json"))
         for writer, values in quality.items():
             if values["stage"] == context.stage:
                 shown = {k: v for k, v in values.items() if isinstance(v, int | float)}
-                context.log({"memory": writer, "corpus": f"D{corpus}", **shown})
-        start = int(context.stream.offsets[corpus])
+                context.log({"memory": writer, "corpus": f"D{stage}", **shown})
         memory = {}
         for writer in self._writers():
             numbers, texts = [], []
-            for number, queries in _read(path, writer):
-                numbers += [start + number] * len(queries)
+            for number, queries in _read(path, writer, stage, context.stream.offsets):
+                numbers += [number] * len(queries)
                 texts += queries
             if texts:
                 tokens = tokenize(context.tokenizer, texts).heads(LONGEST_QUERY)
                 memory[writer] = (tokens, np.asarray(numbers, np.int64))
         return memory
 
-    def _write(self, context: StageContext, corpus: int, path: Path) -> None:
+    def _write(self, context: StageContext, stage: int, documents: np.ndarray, path: Path) -> None:
         config, stream = self.config, context.stream
-        start, stop = int(stream.offsets[corpus]), int(stream.offsets[corpus + 1])
-        texts = list(stream.texts(start, stop))
-        ids = stream.document_ids(start, stop)
+        texts = list(stream.texts_at(documents, stage))
+        places = _places(stream, stage, documents)
         made = {writer: self._generate(context, writer, texts) for writer in self._writers()}
         if not context.is_main:
             return
@@ -148,8 +166,8 @@ class GenerativeReplay:
             found = measure(queries, texts, seed=context.seed)
             # a dict, so it stays out of metrics.jsonl: equal runs take different times
             quality[writer] = {"stage": context.stage, **found, "generation": speed}
-            for number, (document, own) in enumerate(zip(ids, queries, strict=True)):
-                line = {"document": document, "number": number, "writer": writer, "queries": own}
+            for place, own in zip(places, queries, strict=True):
+                line = {**place, "writer": writer, "queries": own}
                 lines.append(json.dumps(line, ensure_ascii=False) + "\n")
         write_json(path.with_name("memory_quality.json"), quality)
         write_text(path, "".join(lines))
@@ -229,6 +247,23 @@ class GenerativeReplay:
         return context.tokenizer if source == "scratch" else load_tokenizer(source)
 
 
+def _places(stream: Stream, stage: int, documents: np.ndarray) -> list[dict[str, Any]]:
+    """How the file of a stage names documents: id and number in D_stage, or in the corpus named."""
+    places: list[dict[str, Any]] = []
+    rows = (stream.ids_of(documents), documents.tolist(), stream.corpus_of(documents).tolist())
+    for document, number, corpus in zip(*rows, strict=True):
+        place = {"document": document, "number": number - stream.range(corpus)[0]}
+        places.append(place if corpus == stage else {**place, "corpus": f"D{corpus}"})
+    return places
+
+
+def _among(queries: Queries, documents: np.ndarray) -> Queries:
+    """The queries for some documents; the same arrays where these are all there are."""
+    tokens, numbers = queries
+    kept = np.isin(numbers, documents)
+    return queries if kept.all() else (tokens.take(np.flatnonzero(kept)), numbers[kept])
+
+
 def _filtered(queries: list[list[str]], texts: list[str], k: int) -> list[list[str]]:
     flat = [(query, number) for number, own in enumerate(queries) for query in own]
     ranks = bm25_ranks([q for q, _ in flat], np.asarray([d for _, d in flat]), texts, k)
@@ -253,9 +288,13 @@ def _checkpoint_hash(source: str) -> str | None:
     return digest.hexdigest()
 
 
-def _read(path: Path, writer: str) -> Iterator[tuple[int, list[str]]]:
+def _read(
+    path: Path, writer: str, stage: int, offsets: np.ndarray
+) -> Iterator[tuple[int, list[str]]]:
+    """Document numbers and what a writer wrote for them."""
     with as_written(path), open(path, encoding="utf-8") as file:
         for line in file:
             entry = json.loads(line)
             if entry["writer"] == writer:
-                yield entry["number"], entry["queries"]
+                corpus = int(entry.get("corpus", f"D{stage}")[1:])
+                yield int(offsets[corpus]) + entry["number"], entry["queries"]

@@ -28,12 +28,12 @@ def document_groups(
 ) -> list[tuple[np.ndarray, float]]:
     """Groups of ``documents`` (numbers in U_n) and their shares of the draws.
 
-    ``new`` of the draws come from D_n; of the rest, ``balance`` picks an old corpus first and the
-    remainder an old document. ``new=None``, or nothing old: one group. Nothing new: the old have
-    all draws.
+    ``new`` of the draws come from D_n and what the stage replaces; of the rest, ``balance`` picks
+    an old corpus first and the remainder an old document. ``new=None``, or nothing old: one group.
+    Nothing new: the old have all draws.
     """
     corpora = stream.corpus_of(documents)
-    old = corpora < stage
+    old = (corpora < stage) & ~np.isin(documents, stream.replaced(stage))
     if new is None or stage == 0 or not old.any():
         return [(documents, 1.0)]
     if old.all():
@@ -41,7 +41,8 @@ def document_groups(
     groups = [(documents[~old], new), (documents[old], (1 - new) * (1 - balance))]
     present = np.unique(corpora[old])
     groups += [
-        (documents[corpora == corpus], (1 - new) * balance / len(present)) for corpus in present
+        (documents[old & (corpora == corpus)], (1 - new) * balance / len(present))
+        for corpus in present
     ]
     return groups
 
@@ -57,7 +58,7 @@ def stage_sources(
     """The mixture of one stage; ``ratio`` indexing examples per retrieval example.
 
     Without documents to index everything is retrieval; without queries, or with an infinite ratio,
-    everything is indexing.
+    everything is indexing. A stage that only removes trains nothing: no source.
     """
     fresh = stage == 0 or config.training.restart
     sampling = config.sampling
@@ -67,9 +68,10 @@ def stage_sources(
         groups = document_groups(documents, stream, stage, new, sampling.balance)
         return DocumentSampler(groups, derive(config.seed, "documents", stage, purpose))
 
-    indexed = np.arange(stream.count(stage))
-    if config.indexing == "new" and not fresh:
-        indexed = np.arange(stream.count(stage - 1), stream.count(stage))
+    changed = stream.changed(stage)
+    if not fresh and not len(changed):
+        return []
+    indexed = changed if config.indexing == "new" and not fresh else stream.members(stage)
     retrieval = 0.0 if not pools or ratio == float("inf") else 1.0 / (1.0 + ratio)
     if config.indexing == "none" and not (stage == 0 and not pools):
         retrieval = 1.0
@@ -107,7 +109,7 @@ def batch_shape(
     """The size of updates that ``ranks`` processes can share, in windows of ``window``."""
     least, even = ranks * training.accumulation, training.batch_tokens > 0
     size = training.batch_size
-    if even:
+    if even and sources:
         size = examples_for(sources, training.batch_tokens, window, seed)
     groups, multiple = training.length_groups, training.pad_to_multiple
     return BatchShape(max(size, least), pad, groups, even, least, multiple)
@@ -148,8 +150,7 @@ def _indexing_sources(config, stream, share, sampler, indexed, stage, tokenizer)
     for i, view in enumerate(config.views):
         if view.weight <= 0:
             continue
-        tokens = stream.set_tokens if view.name == "set" else stream.tokens
-        assert tokens is not None
+        tokens = stream.set_tokens_at(stage) if view.name == "set" else stream.tokens_at(stage)
         name, part = f"{view.name}-{i}", share * view.weight / total
         seed = derive(config.seed, "views", stage, name)
         read = sampler(indexed, name)

@@ -27,9 +27,10 @@ class QueryPool:
     by_document: bool = False
 
 
-def true_queries(stream: Stream, weight: float = 1.0) -> QueryPool | None:
-    """The train queries of D_0, each drawn equally often; None when there are none."""
-    tokens, documents = stream.train_queries(0)
+def true_queries(stream: Stream, weight: float = 1.0, stage: int = 0) -> QueryPool | None:
+    """The train queries of D_0 on documents that are there in a stage, each drawn equally often;
+    None when there are none."""
+    tokens, documents = stream.train_queries(0, stage)
     return QueryPool("queries", tokens, documents, weight) if len(documents) else None
 
 

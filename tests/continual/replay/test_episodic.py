@@ -18,7 +18,7 @@ class Queries:
     asked: list[int] = field(default_factory=list)
     sizes: tuple[int, ...] = (2, 3, 1)
 
-    def train_queries(self, corpus):
+    def train_queries(self, corpus, stage=None):
         self.asked.append(corpus)
         count = self.sizes[corpus]
         lists = [[10 * corpus + i + 1] for i in range(count)]

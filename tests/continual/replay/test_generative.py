@@ -94,6 +94,7 @@ def test_a_text_without_a_space_is_rehearsed_up_to_the_length_of_a_query(
     monkeypatch.setattr(
         material.stream, "texts", lambda start, stop: ["the" * 7_000] * (stop - start)
     )
+    monkeypatch.setattr(material.stream, "texts_at", lambda own, _: ["the" * 7_000] * len(own))
     (pool,) = begin(make(memory=memory), 1)
     # what a generator has written may be cut into tokens otherwise when it is read
     longest = {"lexical": LONGEST_QUERY, "learned": 2 * TINY.query_length}

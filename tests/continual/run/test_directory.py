@@ -27,6 +27,9 @@ class Documents:
         self.ids = [key for ids in corpora for key in ids]
         self.offsets = np.cumsum([0, *map(len, corpora)])
 
+    def range(self, corpus):
+        return int(self.offsets[corpus]), int(self.offsets[corpus + 1])
+
     def document_ids(self, start, stop):
         return self.ids[start:stop]
 
