@@ -3,14 +3,17 @@
 import os
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
+from itertools import compress
 from pathlib import Path
 from typing import Any
 
 from continual.config.schema import RunConfig, read_resolved
 from continual.run import directory
+from continual.run.arrivals import check_entry
 from continual.run.lock import only_writer
-from continual.run.material import Material, make_model, prepare, read_parts
+from continual.run.material import Material, make_model, prepare, read_added, read_arrivals
 from continual.stream.stream import Stream
+from dsi.corpus.ids import take
 from dsi.docid_report import format_report
 from dsi.errors import UserError
 from dsi.files import as_written, read_json, replace_atomically, reported
@@ -83,28 +86,56 @@ def _claim(held: ExitStack, folder: Path) -> tuple[RunConfig, list]:
     return _read_run(folder)
 
 
-def add(folder: Path, corpus: str, accept: Sequence[str] = ()) -> Path:
-    """Index one more corpus into a finished run, as its next stage."""
+def add(
+    folder: Path,
+    corpus: str | None,
+    accept: Sequence[str] = (),
+    remove: Mapping[str, str] | None = None,
+    replace: bool = False,
+) -> Path:
+    """One more stage of a finished run: index a corpus, remove documents, or both.
+
+    ``remove``: ids of documents that go, and what an error calls the place where each is named.
+    ``replace``: documents of ``corpus`` whose ids are there already are their new texts.
+    """
     with reported(folder), ExitStack() as held:
-        return _add(held, folder, corpus, accept)
+        return _add(held, folder, corpus, accept, remove or {}, replace)
 
 
-def _add(held: ExitStack, folder: Path, corpus: str, accept: Sequence[str]) -> Path:
+def _add(
+    held: ExitStack,
+    folder: Path,
+    corpus: str | None,
+    accept: Sequence[str],
+    remove: Mapping[str, str],
+    replace: bool,
+) -> Path:
     config, added = _claim(held, folder)
     directory.verify_memory(folder)
     path = folder / "matrix.json"
     before = directory.read_matrix(path) if path.exists() else {"corpora": []}
-    parts, _ = read_parts(config, added)
-    if len(before["corpora"]) < len(parts):
+    arrivals, _ = read_arrivals(config, added)
+    stages = len(arrivals.parts)
+    if len(before["corpora"]) < stages:
         raise UserError(
-            f"{folder}: only {len(before['corpora'])} of {len(parts)} stages are finished; finish "
+            f"{folder}: only {len(before['corpora'])} of {stages} stages are finished; finish "
             f"them first: dsi train --resume {folder}"
         )
-    entry: dict[str, Any] = {"corpus": _absolute(corpus)}
+    entry: dict[str, Any] = {} if corpus is None else {"corpus": _absolute(corpus)}
+    if remove:
+        arrivals.check_removed(remove)
+        entry["remove"] = list(remove)
+    if replace:
+        more, _ = read_added(config, entry)
+        assert more is not None, "the command line asks for a folder"
+        ids = more.documents["id"].to_pylist()
+        is_there = (arrivals.present(ids) >= 0).tolist()
+        entry["replace"] = [*compress(ids, is_there)]
     added = [*added, entry]
     material = prepare(config, folder / "tokenizer", added)
-    _check_docids(config, folder, material, len(parts))
-    entry["content_hash"] = material.stream.parts[-1].corpus.content_hash
+    _check_docids(config, folder, material, stages)
+    if corpus is not None:
+        entry["content_hash"] = material.stream.parts[-1].corpus.content_hash
     return _run(config, folder, material, added, True, accept)
 
 
@@ -165,13 +196,27 @@ def _index(config: RunConfig, added: list[Mapping[str, Any]], stream: Stream) ->
         "docids": config.docids.name,
         "beams": config.evaluation.beams,
         "length_penalty": config.evaluation.length_penalty,
-        "corpora": [corpus, *(entry["corpus"] for entry in added)],
+        "corpora": [corpus, *(entry["corpus"] for entry in added if "corpus" in entry)],
         "part_hashes": [dict(corpus.part_hashes) for corpus in stream.corpora],
         "deduplicate": data.deduplicate,
         "title": data.title,
         "lowercase": data.lowercase,
         "prompt": config.prompts.retrieval,
+        **_new_texts(stream),
     }
+
+
+def _new_texts(stream: Stream) -> dict[str, Any]:
+    """Where the texts of replaced documents are, stage by stage: {"replaced": {stage: {document id:
+    [number of its corpus in "corpora", id of the row]}}}; nothing where none was replaced."""
+    corpora, found = stream.corpora, {}
+    for stage, part in enumerate(stream.parts):
+        if len(part.replaced):
+            place = next(n for n, corpus in enumerate(corpora) if corpus is part.corpus)
+            rows = take(part.corpus.documents.select(["id"]), part.texts)["id"].to_pylist()
+            pairs = zip(stream.ids_of(part.replaced), rows, strict=True)
+            found[str(stage)] = {document: [place, row] for document, row in pairs}
+    return {"replaced": found} if found else {}
 
 
 def _absolute(value: Any) -> Any:
@@ -201,8 +246,7 @@ def _read_run(folder: Path) -> tuple[RunConfig, list]:
     path = folder / "added.json"
     added = read_json(path, list) if path.exists() else []
     for entry in added:
-        if not (isinstance(entry, dict) and isinstance(entry.get("corpus"), str | dict)):
-            raise UserError(f"{path}: an entry without its corpus; restore the file")
+        check_entry(path, entry)
     return config, added
 
 

@@ -1,6 +1,7 @@
 """Which documents have arrived, gone and changed so far: what a next stage may do to them."""
 
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -32,9 +33,7 @@ class Arrivals:
         """The stage of an entry of added.json: the documents of ``corpus`` arrive, but for those
         whose ids are in ``entry["replace"]``, and those in ``entry["remove"]`` go."""
         remove, replace = entry.get("remove", []), entry.get("replace", [])
-        removed = self.present(remove)
-        for at in np.flatnonzero(removed < 0)[:1].tolist():
-            raise UserError(f"document {show(remove[at])}: not in the run, so it cannot be removed")
+        removed = self._there("removes", remove)
         if corpus is None:
             part = CorpusRows(self.parts[0].corpus, NONE, removed)
         else:
@@ -42,7 +41,7 @@ class Arrivals:
             kept = set(replace)
             is_new = np.fromiter((key not in kept for key in ids), bool, len(ids))
             texts = np.flatnonzero(~is_new)
-            replaced = self.present([ids[row] for row in texts])
+            replaced = self._there("replaces", [ids[row] for row in texts])
             self._check_new(corpus, [ids[row] for row in np.flatnonzero(is_new)])
             for number in np.intersect1d(removed, replaced)[:1]:
                 key = ids[texts[replaced == number][0]]
@@ -55,12 +54,30 @@ class Arrivals:
             raise UserError("--remove: names all documents that are left; keep some")
         self._append(part)
 
+    def _there(self, verb: str, ids: Sequence[str]) -> np.ndarray:
+        """:meth:`present` of what ``dsi add`` has checked before it wrote added.json."""
+        numbers = self.present(ids)
+        for at in np.flatnonzero(numbers < 0)[:1].tolist():
+            what = f"added.json: {verb} document {show(ids[at])}, which is not there"
+            raise UserError(f"{what}; restore the file")
+        return numbers
+
     def present(self, ids: Sequence[str]) -> np.ndarray:
         """The numbers of documents, int64 (M,); -1 for those that are not there (any more)."""
         numbers = self._find(ids)
         arrived = np.flatnonzero(numbers >= 0)
         numbers[arrived[self._gone[numbers[arrived]] >= 0]] = -1
         return numbers
+
+    def check_removed(self, places: Mapping[str, str]) -> None:
+        """UserError for a document that is not there, with the place where its id is named."""
+        for at in np.flatnonzero(self.present(list(places)) < 0)[:1]:
+            document, place = list(places.items())[int(at)]
+            stage = self.stage_of_removal(document)
+            what = "is not in the run; give ids that the run has"
+            if stage >= 0:
+                what = f"was removed in stage {stage}; leave it out"
+            raise UserError(f"{place}: document {show(document)} {what}")
 
     def stage_of_removal(self, document: str) -> int:
         """The stage in which a document went; -1 for one that has not arrived or is there."""
@@ -108,3 +125,15 @@ class Arrivals:
         self._gone = np.concatenate([self._gone, np.full(len(part.rows), -1, np.int64)])
         self._gone[part.removed] = len(self.parts)
         self.parts.append(part)
+
+
+def check_entry(path: Path, entry: Any) -> None:
+    """UserError for an entry of added.json that is not what ``dsi add`` writes."""
+    if not isinstance(entry, dict):
+        raise UserError(f"{path}: an entry without its corpus; restore the file")
+    remove, replace = (entry.get(key, []) for key in ("remove", "replace"))
+    for ids in (remove, replace):
+        if not isinstance(ids, list) or not all(isinstance(key, str) for key in ids):
+            raise UserError(f"{path}: remove and replace must be lists of ids; restore the file")
+    if ("corpus" in entry or not remove) and not isinstance(entry.get("corpus"), str | dict):
+        raise UserError(f"{path}: an entry without its corpus; restore the file")
