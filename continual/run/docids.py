@@ -173,9 +173,10 @@ def codes_at(scheme: Scheme, stream: Stream, stage: int) -> np.ndarray:
     A removed document's row is all -1. An atomic code is a document's place among those that are
     there: 0 .. M-1. Where nothing has been removed, these are the scheme's own codes, no copy.
     """
+    codes_NT = scheme.codes_NT[: stream.count(stage)]
     if stream.is_whole(stage):
-        return scheme.codes_NT
+        return codes_NT
     present = stream.present(stage)
     if scheme.atomic:
         return np.where(present, np.cumsum(present) - 1, -1).astype(np.int32)[:, None]
-    return np.where(present[:, None], scheme.codes_NT, -1)
+    return np.where(present[:, None], codes_NT, -1)
