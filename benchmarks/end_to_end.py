@@ -97,6 +97,7 @@ def watched(watch: Stopwatch) -> Iterator[None]:
     from continual.replay import generative
     from continual.run import directory
     from continual.run import docids as assignment
+    from continual.update.update import Update
     from dsi.queries.generator import QueryGenerator
 
     places: list[tuple[Any, str, str]] = [
@@ -104,7 +105,7 @@ def watched(watch: Stopwatch) -> Iterator[None]:
         (generative, "cached_generate", "write pseudo-queries"),
         (generative, "measure", "memory quality"),
         (QueryGenerator, "train", "train generator"),
-        (trainer, "take_step", "updates"),
+        (Update, "take", "updates"),
         (evaluation.Evaluator, "documents_found", "find documents"),
         (evaluation.Evaluator, "evaluate", "answer queries"),
         (directory, "write_results", "write results"),

@@ -21,7 +21,7 @@ import torch
 
 from benchmarks.options import keep, processor
 from benchmarks.training import Clock, stage_zero
-from benchmarks.updates import make_accelerator, no_sharpness, update
+from benchmarks.updates import make_accelerator, update
 from continual.measure.evaluation import Evaluator
 from continual.run.material import make_model, prepare_layers
 from continual.update.optimizer import learning_rate, make_optimizer
@@ -63,7 +63,7 @@ def learn(
     model = make_model(config, material.tokenizer, [count], 0)
     prepare_layers(model, training)
     model.train()
-    accelerator, sharpness = make_accelerator("no", cpu=True), no_sharpness()
+    accelerator = make_accelerator("no", cpu=True)
     optimizer = make_optimizer(model, training)
     codes = torch.arange(count)[:, None]
     clock, number, tokens, cells = Clock("cpu"), 0, 0, 0
@@ -79,7 +79,7 @@ def learn(
             rate = learning_rate(training, 0, number, updates)
             for group in optimizer.param_groups:
                 group["lr"] = rate * group.get("scale", 1.0)
-            update(model, optimizer, batch, codes, accelerator, number, sharpness)
+            update(model, optimizer, batch, codes, accelerator, number)
             tokens += int(batch.attention_mask.sum())
             cells += sum(group.input_ids.numel() for group in batch.by_group())
             number += 1

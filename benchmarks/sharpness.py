@@ -52,7 +52,8 @@ class Contestant:
         self.optimizer = make_optimizer(self.model, TrainingConfig(learning_rate=1e-4))
         cls: Any = component_class("sharpness", name)
         self.policy = cls(cls.Config())
-        self.policy.begin_stage(0, dict(self.model.named_parameters()))
+        view: Any = SimpleNamespace(stage=0, weights=dict(self.model.named_parameters()))
+        self.policy.begin_stage(view)
         generator = torch.Generator().manual_seed(0)
         self.codes = torch.randint(0, CODES, (1000, POSITIONS), generator=generator).to(device)
 
@@ -69,7 +70,6 @@ class Contestant:
             self.accelerator,
             self.updates,
             self.policy,
-            self.name != "none",
         )
         self.updates += 1
 

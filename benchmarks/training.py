@@ -14,7 +14,7 @@ ratios within a round. Making batches is part of the time. Random weights: what 
 * ``plain``: ``T5ForConditionalGeneration`` that writes docids as words of its one vocabulary, every
   input padded to the longest a text may be, fp32, dropout 0.1, torch's default AdamW, gradients
   clipped: what public DSI code does. ``plain, longest``: padded to the longest of its random batch;
-* ``ours``: ``DSIModel``, ``take_step``, ``make_optimizer`` and length-bucketed windows, as the
+* ``ours``: ``DSIModel``, ``Update``, ``make_optimizer`` and length-bucketed windows, as the
   trainer uses them (its dropout included), with the same sizes, texts, dropout and clipping.
 
 Mixtures: ``A`` documents of 32 to 64 tokens; ``B`` one quarter the first 64 tokens of documents of
@@ -44,7 +44,7 @@ from transformers import T5Config, T5ForConditionalGeneration
 
 from benchmarks.decoding import BASE
 from benchmarks.options import add_options, keep, processor, require_device
-from benchmarks.updates import SMALL, make_accelerator, no_sharpness, update
+from benchmarks.updates import SMALL, make_accelerator, update
 from continual.config.schema import TrainingConfig
 from continual.run.material import prepare_layers
 from continual.update.optimizer import make_optimizer
@@ -331,7 +331,6 @@ class Ours(Contestant):
         prepare_layers(model, self.settings)
         self.optimizer = make_optimizer(model, self.settings)
         self.model = self.accelerator.prepare_model(model)
-        self.sharpness = no_sharpness()
 
     def rows(self) -> int:
         return round(sum(self.sizes) / self.positions)
@@ -353,7 +352,6 @@ class Ours(Contestant):
             self.codes,
             self.accelerator,
             self.updates,
-            self.sharpness,
         )
         return sum(group.input_ids.numel() for group in batch.by_group())
 

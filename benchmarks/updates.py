@@ -1,14 +1,13 @@
 """What several benchmarks of training share: sizes, an accelerator, the product's plain update."""
 
-from types import SimpleNamespace
-from typing import Any
-
 import torch
 from accelerate import Accelerator
 from torch import nn
 
-from continual.config.registry import component_class
-from continual.update.steps import take_step
+from continual.config.schema import TrainingConfig
+from continual.method import Method
+from continual.sharpness import Policy
+from continual.update.update import Update
 from dsi.examples.batches import Batch
 
 # 9.4M weights with 8,192 words
@@ -23,12 +22,6 @@ def make_accelerator(precision: str, cpu: bool = False) -> Accelerator:
     return accelerator
 
 
-def no_sharpness() -> Any:
-    """The absent rule."""
-    cls: Any = component_class("sharpness", "none")
-    return cls(cls.Config())
-
-
 def update(
     model: nn.Module,
     optimizer: torch.optim.Optimizer,
@@ -36,22 +29,9 @@ def update(
     codes_NT: torch.Tensor,
     accelerator: Accelerator,
     number: int,
-    sharpness: Any,
-    sharp: bool = False,
+    sharpness: Policy | None = None,
 ) -> None:
     """One update as the trainer makes it: clipped at 1, no penalty; ``number`` seeds dropout."""
-    take_step(
-        model,
-        optimizer,
-        batch,
-        codes_NT,
-        accelerator,
-        micro_batches=1,
-        seed=number,
-        clip=1.0,
-        label_smoothing=0.0,
-        regularizer=SimpleNamespace(penalty=lambda model: None),
-        sharpness=sharpness,
-        sharp=sharp,
-        update=number,
-    )
+    method = Method(sharpness=sharpness or Policy())
+    made = Update(model, optimizer, codes_NT, accelerator, TrainingConfig(), method, 0)
+    made.take(batch, number, number)

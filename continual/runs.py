@@ -2,17 +2,22 @@
 
 import os
 from collections.abc import Mapping, Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, closing
 from itertools import compress
 from pathlib import Path
 from typing import Any
 
+from accelerate import Accelerator
+
 from continual.config.schema import RunConfig, read_resolved
+from continual.devices.accelerator import make_accelerator, on_main
 from continual.run import directory
 from continual.run.arrivals import check_entry
+from continual.run.docids import Assignment
 from continual.run.lock import only_writer
 from continual.run.material import Material, make_model, prepare, read_added, read_arrivals
 from continual.stream.stream import Stream
+from continual.trainer import Trainer
 from dsi.corpus.ids import take
 from dsi.docid_report import format_report
 from dsi.errors import UserError
@@ -39,21 +44,19 @@ def _train(config: RunConfig, resume: bool, overwrite: bool, accept: Sequence[st
     folder, added = config.folder, []
     with ExitStack() as held:
         if resume:
-            config, added = _claim(held, folder)
-            directory.verify_memory(folder)
+            config, added, accelerator = _claim(held, folder)
             material = prepare(config, folder / "tokenizer", added)
+            docids = _docids(config, material, folder, accelerator)
             if os.path.exists(folder / "matrix.json"):
-                done = len(directory.read_matrix(folder / "matrix.json")["corpora"])
-                _check_docids(config, folder, material, done)
+                docids.check(len(directory.read_matrix(folder / "matrix.json")["corpora"]))
         else:
-            material = _begin(held, config, overwrite)
-        return _run(config, folder, material, added, resume, accept)
+            material, accelerator = _begin(held, config, overwrite)
+            docids = _docids(config, material, folder, accelerator)
+        return _run(config, folder, material, accelerator, docids, added, resume, accept)
 
 
-def _begin(held: ExitStack, config: RunConfig, overwrite: bool) -> Material:
+def _begin(held: ExitStack, config: RunConfig, overwrite: bool) -> tuple[Material, Accelerator]:
     """A new run's directory, made once all that can be wrong is read and checked."""
-    from continual.devices.accelerator import make_accelerator, on_main
-
     accelerator, folder = make_accelerator(config), config.folder
     is_there = os.path.isdir(folder)
 
@@ -74,16 +77,23 @@ def _begin(held: ExitStack, config: RunConfig, overwrite: bool) -> Material:
     # what another process cannot read, it says before the first one writes
     accelerator.wait_for_everyone()
     on_main(accelerator, create)
-    return material
+    return material, accelerator
 
 
-def _claim(held: ExitStack, folder: Path) -> tuple[RunConfig, list]:
+def _claim(held: ExitStack, folder: Path) -> tuple[RunConfig, list, Accelerator]:
     """A run that is there, from now on written by this process (the first of several) alone."""
-    from continual.devices.accelerator import make_accelerator, on_main
-
     accelerator = make_accelerator(_read_config(folder))
     on_main(accelerator, lambda: held.enter_context(only_writer(folder)))
-    return _read_run(folder)
+    config, added = _read_run(folder)
+    directory.verify_memory(folder)
+    return config, added, accelerator
+
+
+def _docids(
+    config: RunConfig, material: Material, folder: Path, accelerator: Accelerator
+) -> Assignment:
+    is_main, wait = accelerator.is_main_process, accelerator.wait_for_everyone
+    return Assignment(config, material.stream, folder, is_main, wait)
 
 
 def add(
@@ -110,70 +120,62 @@ def _add(
     remove: Mapping[str, str],
     replace: bool,
 ) -> Path:
-    config, added = _claim(held, folder)
-    directory.verify_memory(folder)
+    config, added, accelerator = _claim(held, folder)
     path = folder / "matrix.json"
     before = directory.read_matrix(path) if path.exists() else {"corpora": []}
-    arrivals, _ = read_arrivals(config, added)
-    stages = len(arrivals.parts)
-    if len(before["corpora"]) < stages:
+    arrivals, warnings = read_arrivals(config, added)
+    old, done = len(arrivals.parts), len(before["corpora"])
+    if done < old:
         raise UserError(
-            f"{folder}: only {len(before['corpora'])} of {stages} stages are finished; finish "
-            f"them first: dsi train --resume {folder}"
+            f"{folder}: only {done} of {old} stages are finished; finish them first: dsi train "
+            f"--resume {folder}"
         )
     entry: dict[str, Any] = {} if corpus is None else {"corpus": _absolute(corpus)}
     if remove:
         arrivals.check_removed(remove)
         entry["remove"] = list(remove)
-    if replace:
-        more, _ = read_added(config, entry)
-        assert more is not None, "the command line asks for a folder"
+    more, found = read_added(config, entry)
+    if replace and more is not None:
         ids = more.documents["id"].to_pylist()
-        is_there = (arrivals.present(ids) >= 0).tolist()
-        entry["replace"] = [*compress(ids, is_there)]
-    added = [*added, entry]
-    material = prepare(config, folder / "tokenizer", added)
-    _check_docids(config, folder, material, stages)
-    if corpus is not None:
-        entry["content_hash"] = material.stream.parts[-1].corpus.content_hash
-    return _run(config, folder, material, added, True, accept)
-
-
-def _check_docids(config: RunConfig, folder: Path, material: Material, corpora: int) -> None:
-    from continual.run.docids import Assignment
-
-    Assignment(config, material.stream, folder, True, lambda: None).check(corpora)
+        entry["replace"] = [*compress(ids, (arrivals.present(ids) >= 0).tolist())]
+    warnings += [*found, *arrivals.add(more, entry)]
+    material = prepare(config, folder / "tokenizer", read=(arrivals.parts, warnings))
+    docids = _docids(config, material, folder, accelerator)
+    docids.check(old)
+    if more is not None:
+        entry["content_hash"] = more.content_hash
+    return _run(config, folder, material, accelerator, docids, [*added, entry], True, accept)
 
 
 def _run(
     config: RunConfig,
     folder: Path,
     material: Material,
+    accelerator: Accelerator,
+    docids: Assignment,
     added: list,
     resume: bool,
     accept: Sequence[str],
 ) -> Path:
-    from continual.trainer import Trainer
-
-    trainer = Trainer(config, material, folder, accept)
-    if trainer.accelerator.is_main_process:
+    trainer = Trainer(config, material, folder, accelerator, docids)
+    is_main = accelerator.is_main_process
+    if is_main:
         for warning in material.warnings:
-            trainer.accelerator.print(f"warning: {warning}")
+            accelerator.print(f"warning: {warning}")
         if not (folder / "tokenizer" / "tokenizer.json").exists():
             save: Any = material.tokenizer.save_pretrained
             replace_atomically(folder / "tokenizer", save)
-        device, world = str(trainer.accelerator.device), trainer.accelerator.num_processes
-        precision = trainer.accelerator.mixed_precision
+        device, world = str(accelerator.device), accelerator.num_processes
+        precision = accelerator.mixed_precision
         directory.write_environment(folder, device, world, precision=precision)
-
-    def begin() -> None:
-        if trainer.accelerator.is_main_process:
+    state = trainer.load(resume, accept)
+    with closing(trainer.tracker):
+        if is_main:  # now that nothing on disk can refuse the run
             if added:
                 directory.replace(folder, "added.json", added)
             directory.replace(folder, "index.json", _index(config, added, material.stream))
-
-    trainer.run(resume, begin)
-    if trainer.accelerator.is_main_process:
+        trainer.run(state)
+    if is_main:
         with trainer.signals.handled():
             directory.seal(folder)
             directory.finish_environment(folder)
@@ -265,7 +267,6 @@ def _show(folder: Path) -> None:
 
 def evaluate(folder: Path, stage: int | None = None, split: str = "test") -> list[str]:
     """Recompute one row of the matrix from the stage's model; returns lines to print."""
-    from continual.devices.accelerator import make_accelerator
     from continual.measure.evaluation import METRICS, Evaluator
     from continual.run.docids import codes_at
     from dsi.index import check_fit

@@ -1,13 +1,14 @@
 """What a run is made of between two updates, live and as a checkpoint."""
 
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 
 from continual.config.schema import TrainingConfig
+from continual.method import Method
 from continual.run.checkpoint import Checkpoint
 from continual.update.optimizer import make_optimizer, named_state, restore_state
 from dsi.model.dsi_model import DSIConfig, DSIModel
@@ -24,24 +25,18 @@ class TrainState:
     finished: bool = False
     num_updates: list[int] = field(default_factory=list)
     rows: list[dict[str, list[float | None]] | None] = field(default_factory=list)
-    previous: dict[str, torch.Tensor] = field(default_factory=dict)
     recent: list[torch.Tensor] = field(default_factory=list)  # losses since the last training line
     skipped: int = 0  # updates of the stage that were not finite
 
 
-def to_checkpoint(
-    state: TrainState,
-    components: Mapping[str, dict[str, torch.Tensor]],
-    values: Mapping[str, Any],
-) -> Checkpoint:
-    """``components``: what regularizer and sharpness carry along; ``values``: plain data."""
+def to_checkpoint(state: TrainState, method: Method, values: Mapping[str, Any]) -> Checkpoint:
+    """``values``: plain data of the loop."""
     weights = dict(state.model.state_dict())
     weights.pop("decoder.embed_tokens.weight", None)  # the encoder's, tied
     tensors = {
         "model": weights,
         "optimizer": named_state(state.optimizer, state.model),
-        "previous": state.previous,
-        **components,
+        **{axis: component.state_dict() for axis, component in method},
     }
     own = {
         "rows": state.rows,
@@ -54,32 +49,32 @@ def to_checkpoint(
 
 
 def from_checkpoint(
-    found: Checkpoint,
-    training: TrainingConfig,
-    device: torch.device,
-    select: Callable[[DSIModel], None],
+    found: Checkpoint, method: Method, training: TrainingConfig, device: torch.device
 ) -> TrainState:
-    """The inverse; ``select`` chooses the parameters that are trained."""
-    values = found.values
+    """The inverse; the components get back what they carry, too."""
+    values, tensors, stage = found.values, found.tensors, found.stage
     # from its configuration: a run that began with a pretrained checkpoint needs it no more
     model: Any = DSIModel(DSIConfig.from_dict(values["model"]))
-    weights = found.tensors["model"]
+    weights = tensors["model"]
     weights["decoder.embed_tokens.weight"] = weights["encoder.embed_tokens.weight"]
     model.to(weights["docids.rows"].dtype)  # of the run, which need not be PyTorch's default
+    if not found.finished:  # the end of a stage has folded what it was trained with
+        method.parameters.shape(model, stage)
     model.load_state_dict(weights)
     model.to(device)
-    select(model)
+    method.parameters.select(model, stage)
     optimizer = make_optimizer(model, training)
-    restore_state(optimizer, model, found.tensors["optimizer"])
+    restore_state(optimizer, model, tensors["optimizer"])
+    for axis, component in method:
+        component.load_state_dict({k: v.to(device) for k, v in tensors[axis].items()})
     return TrainState(
         model,
         optimizer,
-        found.stage,
+        stage,
         found.update,
         found.finished,
         list(values["num_updates"]),
         list(values["rows"]),
-        {name: value.to(device) for name, value in found.tensors["previous"].items()},
         [torch.tensor(loss, device=device) for loss in values["recent"]],
         values["skipped"],
     )

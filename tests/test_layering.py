@@ -22,7 +22,9 @@ ONLY_IN = {
         "continual.devices.accelerator",
         "continual.update.passes",
         "continual.devices.sharding",
-        "continual.update.steps",
+        "continual.update.update",
+        "continual.runs",
+        "continual.stage",
         "continual.run.tracking",
         "continual.trainer",
         "dsi.queries.generator",
@@ -30,8 +32,8 @@ ONLY_IN = {
     "yaml": ("continual.config.schema",),
     "matplotlib": ("continual.report",),
 }
-COMPONENTS = ("replay", "regularizers", "sharpness", "parameters", "merging")
-ABOVE_COMPONENTS = ("continual.trainer", "continual.train", "continual.cli")
+COMPONENTS = ("replay", "regularizers", "sharpness", "parameters", "starts", "merging")
+ABOVE_COMPONENTS = ("continual.trainer", "continual.stage", "continual.train", "continual.cli")
 FOLDERS = ("dsi", "continual", "data", "configs", "tests", "benchmarks", "notebooks")
 HEAVY = ("bm25s", "datasets", "matplotlib", "wandb", "continual.report")
 # names of a distribution on the index, where they differ from the package that it installs

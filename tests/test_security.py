@@ -164,8 +164,8 @@ def test_code_that_a_configuration_names_is_run_when_the_command_line_names_it(
     package.mkdir()
     (package / "pull.py").write_text(
         f"import os\nos.mkdir({str(sentinel)!r})\n"
-        "from continual.regularizers.none import NoRegularizer\n"
-        "class Pull(NoRegularizer):\n    pass\n"
+        "from continual.regularizers import Regularizer\n"
+        "class Pull(Regularizer):\n    pass\n"
     )
     monkeypatch.syspath_prepend(tmp_path)
     monkeypatch.setattr("continual.config.registry._allowed", set())

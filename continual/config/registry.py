@@ -26,28 +26,24 @@ FAMILIES = {
     "regularizer": "continual.regularizers",
     "sharpness": "continual.sharpness",
     "parameters": "continual.parameters",
+    "starts": "continual.starts",
     "merging": "continual.merging",
     "docids": "dsi.docids",
 }
 
 
-DECLARED = {
-    "replay": ["ratio"],
-    "regularizer": ["needs_previous", "touches_every_row"],
-    "sharpness": [
-        "keeps",
-        "keeps_displacement",
-        "remembers",
-        "reference",
-        "functional",
-        "shares_encoder",
-    ],
-    "parameters": ["trains_all"],
-    "merging": ["needs_previous"],
-    "docids": ["atomic", "shared", "suffix"],
+BASES = {
+    "replay": ("continual.replay", "Replay", "none"),
+    "regularizer": ("continual.regularizers", "Regularizer", "none"),
+    "sharpness": ("continual.sharpness", "Policy", "none"),
+    "parameters": ("continual.parameters", "Parameters", "full"),
+    "starts": ("continual.starts", "Start", "random"),
+    "merging": ("continual.merging", "Merging", "none"),
+    "docids": ("dsi.docids", "Scheme", None),
 }
-"""What a component says of itself, by attribute: rules ask for these, never for its name. What each
-means is in the docstring of the family's package, or of the members' base class there."""
+"""Module and name of each family's base class, and what it is called as a member: the one that
+does nothing. A component declares what it needs by the attributes of its base class; rules ask for
+these, never for its name."""
 
 _allowed: set[str] = set()  # packages and modules that configurations may load from
 
@@ -75,11 +71,20 @@ def available(axis: str) -> list[str]:
     """Names of the members that live in the axis' own folder."""
     package = importlib.import_module(FAMILIES[axis])
     folder = Path(typing.cast(str, package.__file__)).parent
-    return sorted(p.stem for p in folder.glob("*.py") if not p.stem.startswith("_"))
+    found = {p.stem for p in folder.glob("*.py") if not p.stem.startswith("_")}
+    return sorted(found | ({BASES[axis][2]} - {None}))
+
+
+def base_class(axis: str) -> type:
+    """What every member of a family is a subclass of."""
+    module, name, _ = BASES[axis]
+    return getattr(importlib.import_module(module), name)
 
 
 def component_class(axis: str, name: str) -> type:
     """The one public class of the module that ``name`` means on ``axis``."""
+    if name == BASES[axis][2]:
+        return base_class(axis)
     if "." in name and _is_dotted(name):
         module_name = name
         if not any(f"{name}.".startswith(f"{package}.") for package in _allowed):
@@ -113,6 +118,12 @@ def component_class(axis: str, name: str) -> type:
             f"{axis}.name: {module_name} must define exactly one public class with a nested "
             f"Config dataclass, found {[c.__name__ for c in found]}"
         )
+    if not issubclass(found[0], base_class(axis)):
+        module, base, _ = BASES[axis]
+        raise UserError(
+            f"{axis}.name: {module_name}.{found[0].__name__} is no {base}; make it a subclass of "
+            f"{module}.{base}"
+        )
     return found[0]
 
 
@@ -125,15 +136,8 @@ class Choice:
     settings: Any
 
     def build(self) -> Any:
-        """A fresh component; UserError if it does not declare what its family does."""
-        component = component_class(self.axis, self.name)(self.settings)
-        for key in DECLARED[self.axis]:
-            if not hasattr(component, key):
-                raise UserError(
-                    f"{self.axis}.name: {self.name} has no attribute {key}, which rules ask for; "
-                    f"give it one as {FAMILIES[self.axis]} says"
-                )
-        return component
+        """A fresh component."""
+        return component_class(self.axis, self.name)(self.settings)
 
 
 def parse_choice(axis: str, value: Any) -> Choice:

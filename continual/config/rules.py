@@ -11,6 +11,7 @@ from dsi.errors import UserError
 
 if TYPE_CHECKING:
     from continual.config.schema import RunConfig
+    from continual.method import Method
 
 
 def check(config: "RunConfig") -> None:
@@ -146,13 +147,16 @@ def check(config: "RunConfig") -> None:
         not (getattr(policy.config, "preconditioned", False) and training.optimizer != "adamw"),
         "sharpness.preconditioned: needs training.optimizer: adamw, which keeps every square",
     )
-    _check_docid_loss(config)
-    compares = config.merging.build(), config.regularizer.build()
-    _require(
-        not (training.restart and any(one.needs_previous for one in compares)),
-        "training.restart: starts from new weights, so merging and regularizer have no earlier "
-        "ones to compare with; set both to none",
-    )
+    from continual.method import Method  # its components need torch
+
+    method = Method.of(config)
+    for axis, component in method:
+        _require(
+            not (training.restart and component.needs_previous),
+            f"training.restart: starts from new weights, so {axis} has no earlier ones to compare "
+            f"with; set {axis}: none",
+        )
+    _check_docid_loss(config, method)
     views = ("first", "chunk", "set")
     for i, view in enumerate(config.views):
         known = suggest(view.name, list(views))
@@ -189,8 +193,8 @@ def check(config: "RunConfig") -> None:
     )
 
 
-def _check_docid_loss(config: "RunConfig") -> None:
-    training, policy = config.training, config.sharpness.build()
+def _check_docid_loss(config: "RunConfig", method: "Method") -> None:
+    training, policy = config.training, method.sharpness
     sampled, touched = training.docid_softmax == "sampled", training.docid_update == "touched"
     sharp = policy.active(0) or policy.active(1)
     _require(
@@ -207,6 +211,11 @@ def _check_docid_loss(config: "RunConfig") -> None:
         f"training.docid_softmax: {config.sharpness.name!r} compares the scores of all documents; "
         "use exact",
     )
+    for axis, component in method:
+        _require(
+            not (sampled and component.reads_outputs),
+            f"training.docid_softmax: {axis} reads the scores of all documents; use exact",
+        )
     reasons = {
         "needs training.docid_softmax: sampled; an exact softmax touches every row": not sampled,
         "Adafactor's steps are shares of the whole table's size; set training.optimizer: adamw": (
@@ -214,7 +223,7 @@ def _check_docid_loss(config: "RunConfig") -> None:
         ),
         f"{config.sharpness.name!r} perturbs every row; use all": sharp,
         f"{config.regularizer.name!r} pulls at every row; use all": (
-            config.regularizer.build().touches_every_row
+            method.regularizer.touches_every_row
         ),
         "text directions read rows as well, with a gradient for every row; use all": (
             config.direction != "inputs_to_targets"

@@ -234,6 +234,7 @@ _DEFAULT_NAMES = {
     "regularizer": "none",
     "sharpness": "none",
     "parameters": "full",
+    "starts": "random",
     "merging": "none",
 }
 
@@ -272,6 +273,7 @@ class RunConfig:
     regularizer: Choice = _choice("regularizer")
     sharpness: Choice = _choice("sharpness")
     parameters: Choice = _choice("parameters")
+    starts: Choice = _choice("starts")
     merging: Choice = _choice("merging")
     training: TrainingConfig = TrainingConfig()
     evaluation: EvaluationConfig = EvaluationConfig()

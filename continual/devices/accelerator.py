@@ -176,7 +176,8 @@ def refuse(config: RunConfig, accelerator: Accelerator) -> None:
             "training.compile: FSDP2 gathers each layer when it runs, which a compiled whole cannot"
             " wait for; use compile: no, or DDP"
         )
-    if is_sharded(accelerator) and config.regularizer.build().needs_previous:
+    regularizer = config.regularizer.build()
+    if is_sharded(accelerator) and regularizer.needs_previous:
         raise UserError(
             f"regularizer.name: {config.regularizer.name!r} compares the weights with copies, and "
             "FSDP2 keeps them in pieces; use DDP"

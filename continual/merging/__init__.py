@@ -1,6 +1,8 @@
-"""What is averaged afterwards. One member per file; protocol::
+"""What weights a stage leaves. One member per file; ``none`` is the base class itself.
 
-member.needs_previous: bool           # reads the weights before the stage
-member.merge(before, after) -> dict[str, Tensor]      # state dicts, after a stage; rows that
-                                      # the stage added are NaN in ``before``
+A member merges the weights before and after a stage.
 """
+
+from continual.merging._base import Merging
+
+__all__ = ["Merging"]

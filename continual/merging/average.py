@@ -5,8 +5,10 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
+from continual.merging._base import Merging
 
-class Average:
+
+class Average(Merging):
     """``new * theta_n + (1 - new) * theta_{n-1}`` after every stage n > 0.
 
     Source: WiSE-FT (Wortsman et al., CVPR 2022) along the stream. Rows that are new in the stage
@@ -26,10 +28,8 @@ class Average:
             if not 0 <= self.new <= 1:
                 raise ValueError("new: must lie between 0 and 1")
 
-    needs_previous = True
-
     def __init__(self, config: Config):
-        self.config = config
+        super().__init__(config)
         self.needs_previous = config.new < 1
 
     def merge(self, before: Mapping[str, Tensor], after: Mapping[str, Tensor]) -> dict[str, Tensor]:

@@ -1,6 +1,8 @@
-"""What may move. One member per file; protocol::
+"""What is trained, and how. One member per file; ``full`` is the base class itself.
 
-member.trains_all: bool               # every parameter, in every stage; else DDP looks for those
-                                      # that have no gradient
-member.select(model, stage)           # sets requires_grad, before the optimizer is made
+A member shapes the model (adapters), selects parameters, or learns a stage without updates.
 """
+
+from continual.parameters._base import Parameters
+
+__all__ = ["Parameters"]

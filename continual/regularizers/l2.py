@@ -1,13 +1,16 @@
 """L2 distance to the previous stage's weights."""
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
+
+from continual.regularizers._base import Regularizer
+from continual.stream.view import StageView
+from dsi.model.dsi_model import DSIModel
 
 
-class L2:
+class L2(Regularizer):
     """Adds ``weight / 2 * ||theta - theta*||^2`` once per update, theta* from the stage before.
 
     Source: Li, Grandvalet, Davoine (ICML 2018), L2-SP, with the last stage as starting point. Rows
@@ -27,41 +30,25 @@ class L2:
             if self.weight < 0:
                 raise ValueError("weight: must not be negative")
 
-    needs_previous = True
-    touches_every_row = True
-
     def __init__(self, config: Config):
-        self.config = config
+        super().__init__(config)
         self.needs_previous = self.touches_every_row = config.weight > 0
-        self.anchor: dict[str, Tensor] = {}
 
-    def begin_stage(self, model: nn.Module, stage: int) -> None:
+    def begin_stage(self, view: StageView) -> None:
         """Remember the weights that the stage starts from."""
-        if stage > 0 and self.config.weight > 0:
-            self.anchor = {
-                name: parameter.detach().clone()
-                for name, parameter in model.named_parameters()
-                if parameter.requires_grad
-            }
-            for name, fresh in getattr(model, "fresh_rows", {}).items():
-                if name in self.anchor:
-                    self.anchor[name][fresh] = float("nan")  # no older version to stay near
+        if view.stage > 0 and self.config.weight > 0:
+            self.state = {name: weight.detach().clone() for name, weight in view.weights.items()}
+            for name, is_new in view.fresh().items():
+                if name in self.state:
+                    self.state[name][is_new] = float("nan")  # no older version to stay near
 
-    def penalty(self, model: nn.Module) -> Tensor | None:
+    def penalty(self, model: DSIModel) -> Tensor | None:
         """The penalty at the model's present weights, a scalar."""
-        if not self.anchor or self.config.weight == 0:
+        if not self.state or self.config.weight == 0:
             return None
         parts = [
-            (parameter - self.anchor[name]).nan_to_num(0.0).square().sum()
+            (parameter - self.state[name]).nan_to_num(0.0).square().sum()
             for name, parameter in model.named_parameters()
-            if name in self.anchor
+            if name in self.state
         ]
         return 0.5 * self.config.weight * torch.stack(parts).sum()
-
-    def state_dict(self) -> dict[str, Tensor]:
-        """The anchor."""
-        return dict(self.anchor)
-
-    def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
-        """Take the anchor back."""
-        self.anchor = dict(state)

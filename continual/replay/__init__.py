@@ -1,6 +1,8 @@
-"""What is rehearsed. One member per file; protocol::
+"""What is rehearsed in later stages. One member per file; ``none`` is the base class itself.
 
-member.ratio: float                   # indexing examples per replayed query in stages n > 0; inf:
-                                      # nothing is rehearsed
-member.begin_stage(context) -> list[QueryPool]
+A member writes what it needs in ``begin_stage`` and gives queries by ``pools``.
 """
+
+from continual.replay._base import Replay
+
+__all__ = ["Replay"]

@@ -5,11 +5,12 @@ from typing import Literal
 
 import numpy as np
 
-from continual.stream.view import QueryPool, StageContext
+from continual.replay._base import Replay
+from continual.stream.view import QueryPool, StageView
 from dsi.text.tokens import Tokens
 
 
-class EpisodicReplay:
+class EpisodicReplay(Replay):
     """Stored queries that people wrote enter later stages at ``ratio``.
 
     Source: DSI++ section 4, epsmem. ``documents: initial`` rehearses D_0's train queries, the only
@@ -33,16 +34,16 @@ class EpisodicReplay:
                 raise ValueError("ratio: must not be negative; .inf turns replay off")
 
     def __init__(self, config: Config):
-        self.config = config
+        super().__init__(config)
         self.ratio = config.ratio
 
-    def begin_stage(self, context: StageContext) -> list[QueryPool]:
+    def pools(self, view: StageView) -> list[QueryPool]:
         """The stored queries as one pool, each query drawn equally often."""
-        n = context.stage
+        n = view.stage
         if n == 0:
             return []
         corpora = {"initial": [0], "new": [n], "seen": list(range(n + 1))}[self.config.documents]
-        parts = [context.stream.train_queries(o, n) for o in corpora]
+        parts = [view.stream.train_queries(o, n) for o in corpora]
         tokens = Tokens.concatenate([part[0] for part in parts])
         documents = np.concatenate([part[1] for part in parts])
         return [QueryPool("episodic", tokens, documents, 1.0)] if len(documents) else []

@@ -9,8 +9,9 @@ from typing import Any, Literal, TypeAlias
 
 import numpy as np
 
+from continual.replay._base import Replay
 from continual.stream.stream import Stream
-from continual.stream.view import QueryPool, StageContext, true_queries
+from continual.stream.view import QueryPool, StageView, true_queries
 from dsi.errors import UserError
 from dsi.files import (
     as_written,
@@ -32,7 +33,7 @@ Queries: TypeAlias = tuple[Tokens, np.ndarray]
 """Texts, and the number of the document that each asks for."""
 
 
-class GenerativeReplay:
+class GenerativeReplay(Replay):
     """Pseudo-queries of documents enter later stages at ``ratio``.
 
     Source: DSI++ section 4, genmem: a generator that learnt document -> query on D_0 rehearses old
@@ -79,93 +80,103 @@ class GenerativeReplay:
             self.generator.resolved()  # says now what could not be trained hours later
 
     def __init__(self, config: Config):
-        self.config = config
+        super().__init__(config)
         self.ratio = config.ratio
         self._memory: dict[int, dict[str, Queries]] = {}
 
-    def begin_stage(self, context: StageContext) -> list[QueryPool]:
-        """The pseudo-queries of the stage, and D_0's own where they are stored.
+    def begin_stage(self, view: StageView) -> None:
+        """Write the pseudo-queries of the documents to rehearse that have none yet.
 
         What was written for the documents that are new or changed in a stage is in its
         stages/NN/pseudo_queries.jsonl of the run directory: that file is the memory, and a resumed
         run reads it. Lines of documents that were removed or replaced later are passed over.
         """
-        config, n = self.config, context.stage
-        weight = config.first_stage if n == 0 else 1.0 - config.stored_queries
+        for stage, documents in self._rehearsed(view):
+            path = _file(view, stage)
+            # asked of the main process, whose view of the folder is the newest
+            if share(view.accelerator, not path.exists()):
+                self._write(view, stage, documents, path)
+            view.wait()
+            # logged by the stage that writes, also when a run goes on after that stage was cut off
+            for writer, values in read_json(path.with_name("memory_quality.json")).items():
+                if values["stage"] == view.stage:
+                    shown = {k: v for k, v in values.items() if isinstance(v, int | float)}
+                    view.log({"memory": writer, "corpus": f"D{stage}", **shown})
+
+    def pools(self, view: StageView) -> list[QueryPool]:
+        """The pseudo-queries of the stage, and D_0's own where they are stored."""
+        config, n = self.config, view.stage
         pools: list[QueryPool] = []
-        if weight > 0 and (n == 0 or config.ratio != float("inf")):
-            memory = self._memory_of(context)
-            for writer in self._writers():
-                parts = [part[writer] for part in memory if writer in part]
-                if sum(len(numbers) for _, numbers in parts):
-                    tokens = Tokens.concatenate([part[0] for part in parts])
-                    documents = np.concatenate([part[1] for part in parts])
-                    each = weight / len(self._writers())
-                    pools.append(QueryPool(writer, tokens, documents, each, by_document=True))
+        memory = self._memory_of(view)
+        for writer in self._writers():
+            parts = [part[writer] for part in memory if writer in part]
+            if sum(len(numbers) for _, numbers in parts):
+                tokens = Tokens.concatenate([part[0] for part in parts])
+                documents = np.concatenate([part[1] for part in parts])
+                each = self._weight(n) / len(self._writers())
+                pools.append(QueryPool(writer, tokens, documents, each, by_document=True))
         if n > 0 and config.stored_queries > 0:
-            stored = true_queries(context.stream, config.stored_queries, n)
+            stored = true_queries(view.stream, config.stored_queries, n)
             pools += [stored] if stored else []
         return pools
+
+    def _weight(self, stage: int) -> float:
+        """Of the pseudo-queries among all pools."""
+        return self.config.first_stage if stage == 0 else 1.0 - self.config.stored_queries
+
+    def _rehearsed(self, view: StageView) -> list[tuple[int, np.ndarray]]:
+        """The documents whose pseudo-queries a stage rehearses, by the stage of their texts."""
+        stream, n = view.stream, view.stage
+        is_rehearsed = n == 0 or self.config.ratio != float("inf")
+        if not is_rehearsed or self._weight(n) <= 0:
+            return []
+        documents = view.documents
+        if self.config.documents != "seen":
+            chosen = stream.added(0) if self.config.documents == "initial" else stream.changed(n)
+            documents = np.intersect1d(documents, chosen)
+        since = stream.text_stages(documents, n)
+        return [(stage, documents[since == stage]) for stage in np.unique(since).tolist()]
 
     def _writers(self) -> list[str]:
         return ["lexical", "learned"] if self.config.memory == "both" else [self.config.memory]
 
-    def _memory_of(self, context: StageContext) -> list[dict[str, Queries]]:
-        """The pseudo-queries of the documents to rehearse, stage by stage of their texts."""
-        stream, n = context.stream, context.stage
-        documents = stream.members(n)
-        if self.config.documents != "seen":
-            chosen = stream.added(0) if self.config.documents == "initial" else stream.changed(n)
-            documents = np.intersect1d(documents, chosen)
-        since, found = stream.text_stages(documents, n), []
-        for stage in np.unique(since).tolist():
-            own = documents[since == stage]
+    def _memory_of(self, view: StageView) -> list[dict[str, Queries]]:
+        """What was written for the documents to rehearse, stage by stage of their texts."""
+        found = []
+        for stage, documents in self._rehearsed(view):
             if stage not in self._memory:
-                self._memory[stage] = self._recall(context, stage, own)
-            memory = self._memory[stage]
-            found.append({writer: _among(queries, own) for writer, queries in memory.items()})
+                self._memory[stage] = self._read(view, stage)
+            memory = self._memory[stage].items()
+            found.append({writer: _among(queries, documents) for writer, queries in memory})
         return found
 
-    def _recall(
-        self, context: StageContext, stage: int, documents: np.ndarray
-    ) -> dict[str, Queries]:
-        """What the file of a stage has; it is written first, where it is not there yet."""
-        path = context.run_folder / "stages" / f"{stage:02d}" / "pseudo_queries.jsonl"
-        # asked of the main process, whose view of the folder is the newest
-        if share(context.accelerator, not path.exists()):
-            self._write(context, stage, documents, path)
-        context.wait()
-        # logged by the stage that writes, also when a run goes on after that stage was cut off
-        quality = read_json(path.with_name("memory_quality.json"))
-        for writer, values in quality.items():
-            if values["stage"] == context.stage:
-                shown = {k: v for k, v in values.items() if isinstance(v, int | float)}
-                context.log({"memory": writer, "corpus": f"D{stage}", **shown})
+    def _read(self, view: StageView, stage: int) -> dict[str, Queries]:
+        path = _file(view, stage)
         memory = {}
         for writer in self._writers():
             numbers, texts = [], []
-            for number, queries in _read(path, writer, stage, context.stream.offsets):
+            for number, queries in _read(path, writer, stage, view.stream.offsets):
                 numbers += [number] * len(queries)
                 texts += queries
             if texts:
-                tokens = tokenize(context.tokenizer, texts).heads(LONGEST_QUERY)
+                tokens = tokenize(view.tokenizer, texts).heads(LONGEST_QUERY)
                 memory[writer] = (tokens, np.asarray(numbers, np.int64))
         return memory
 
-    def _write(self, context: StageContext, stage: int, documents: np.ndarray, path: Path) -> None:
-        config, stream = self.config, context.stream
+    def _write(self, view: StageView, stage: int, documents: np.ndarray, path: Path) -> None:
+        config, stream = self.config, view.stream
         texts = list(stream.texts_at(documents, stage))
         places = _places(stream, stage, documents)
-        made = {writer: self._generate(context, writer, texts) for writer in self._writers()}
-        if not context.is_main:
+        made = {writer: self._generate(view, writer, texts) for writer in self._writers()}
+        if not view.is_main:
             return
         lines, quality = [], {}
         for writer, (queries, speed) in made.items():
             if config.round_trip:
                 queries = _filtered(queries, texts, config.round_trip)
-            found = measure(queries, texts, seed=context.seed)
+            found = measure(queries, texts, seed=view.seed)
             # a dict, so it stays out of metrics.jsonl: equal runs take different times
-            quality[writer] = {"stage": context.stage, **found, "generation": speed}
+            quality[writer] = {"stage": view.stage, **found, "generation": speed}
             for place, own in zip(places, queries, strict=True):
                 line = {**place, "writer": writer, "queries": own}
                 lines.append(json.dumps(line, ensure_ascii=False) + "\n")
@@ -173,45 +184,43 @@ class GenerativeReplay:
         write_text(path, "".join(lines))
 
     def _generate(
-        self, context: StageContext, writer: str, texts: list[str]
+        self, view: StageView, writer: str, texts: list[str]
     ) -> tuple[list[list[str]], dict[str, Any]]:
         """The queries of every text and how fast they were written; the processes share the work
         of the learned writer, and the main one does that of the lexical writer, which is little."""
         learned, speed = writer == "learned", {}
-        if not (learned or context.is_main):
+        if not (learned or view.is_main):
             return [], speed
         queries = cached_generate(
-            self._learned(context) if learned else self._lexical(context),
+            self._learned(view) if learned else self._lexical(view),
             texts,
             self.config.queries_per_document,
-            derive(context.seed, "pseudo-queries", writer),
-            accelerator=context.accelerator if learned else None,
-            progress=context.progress,
+            derive(view.seed, "pseudo-queries", writer),
+            accelerator=view.accelerator if learned else None,
+            progress=view.progress,
             report=speed.update,
         )
         return queries, speed
 
-    def _lexical(self, context: StageContext) -> LexicalQueries:
+    def _lexical(self, view: StageView) -> LexicalQueries:
         # document frequencies of D_0 alone: what a stage writes must not depend on later corpora
-        return LexicalQueries(self.config.lexical).fit(
-            context.stream.texts(0, context.stream.count(0))
-        )
+        return LexicalQueries(self.config.lexical).fit(view.stream.texts(0, view.stream.count(0)))
 
-    def _learned(self, context: StageContext) -> QueryGenerator:
+    def _learned(self, view: StageView) -> QueryGenerator:
         """This run's generator: trained once on D_0 by one process, read by all."""
-        own = context.run_folder / "generator"
-        if context.is_main and not (own / "generator.json").exists():
-            self._train(context).save(own)
-        context.wait()
+        own = view.run_folder / "generator"
+        if view.is_main and not (own / "generator.json").exists():
+            self._train(view).save(own)
+        view.wait()
         return QueryGenerator.load(own)
 
-    def _train(self, context: StageContext) -> QueryGenerator:
+    def _train(self, view: StageView) -> QueryGenerator:
         """The generator of this run, shared by equal runs through the cache."""
-        config, stream = self.config, context.stream
-        seed = derive(context.seed, "query generator")
+        config, stream = self.config, view.stream
+        seed = derive(view.seed, "query generator")
         identity = [
             stream.fingerprint(1),
-            tokenizer_fingerprint(context.tokenizer),
+            tokenizer_fingerprint(view.tokenizer),
             f"{stream.title} {stream.lowercase} {seed}",
             asdict(config.generator),
             _checkpoint_hash(config.generator.source),
@@ -231,20 +240,24 @@ class GenerativeReplay:
         generator = QueryGenerator.train(
             [texts[number] for number in documents],
             queries,
-            self._tokenizer(context),
+            self._tokenizer(view),
             config.generator,
             seed,
-            context.progress,
+            view.progress,
             sampling=config.sampling,
         )
         replace_atomically(kept, lambda target: generator.save(target))
         return generator
 
-    def _tokenizer(self, context: StageContext) -> Any:
+    def _tokenizer(self, view: StageView) -> Any:
         from dsi.text.tokens import load_tokenizer
 
         source = self.config.generator.source
-        return context.tokenizer if source == "scratch" else load_tokenizer(source)
+        return view.tokenizer if source == "scratch" else load_tokenizer(source)
+
+
+def _file(view: StageView, stage: int) -> Path:
+    return view.run_folder / "stages" / f"{stage:02d}" / "pseudo_queries.jsonl"
 
 
 def _places(stream: Stream, stage: int, documents: np.ndarray) -> list[dict[str, Any]]:

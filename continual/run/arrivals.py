@@ -29,9 +29,9 @@ class Arrivals:
             gone, changed = numbers[stage.removed], numbers[stage.replaced]
             self._append(CorpusRows(corpus, stage.added, gone, changed, stage.texts))
 
-    def add(self, corpus: Corpus | None, entry: Mapping[str, Any]) -> None:
+    def add(self, corpus: Corpus | None, entry: Mapping[str, Any]) -> list[str]:
         """The stage of an entry of added.json: the documents of ``corpus`` arrive, but for those
-        whose ids are in ``entry["replace"]``, and those in ``entry["remove"]`` go."""
+        whose ids are in ``entry["replace"]``, and those in ``entry["remove"]`` go. Warnings."""
         remove, replace = entry.get("remove", []), entry.get("replace", [])
         removed = self._there("removes", remove)
         if corpus is None:
@@ -53,6 +53,7 @@ class Arrivals:
         if not len(part.rows) and len(removed) == np.count_nonzero(self._gone < 0):
             raise UserError("--remove: names all documents that are left; keep some")
         self._append(part)
+        return [] if corpus is None else _warnings(part, entry.get("corpus"), len(self.parts) - 1)
 
     def _there(self, verb: str, ids: Sequence[str]) -> np.ndarray:
         """:meth:`present` of what ``dsi add`` has checked before it wrote added.json."""
@@ -125,6 +126,19 @@ class Arrivals:
         self._gone = np.concatenate([self._gone, np.full(len(part.rows), -1, np.int64)])
         self._gone[part.removed] = len(self.parts)
         self.parts.append(part)
+
+
+def _warnings(part: CorpusRows, name: Any, stage: int) -> list[str]:
+    """What an added corpus cannot measure, and which of its judgements are not used."""
+    warnings, qrels = [], part.corpus.qrels
+    if not np.isin(qrels["test"][:, 1], part.rows).any():
+        what = f"has no test query: column D{stage} of the performance matrix stays empty"
+        warnings.append(f"{name}: {what}")
+    again = sum(int(np.isin(pairs[:, 1], part.texts).sum()) for pairs in qrels.values())
+    if again:
+        what = "judgements on replaced documents are not used; those that came with them stay"
+        warnings.append(f"{name}: {again} {what}")
+    return warnings
 
 
 def check_entry(path: Path, entry: Any) -> None:

@@ -17,7 +17,7 @@ from dsi.errors import UserError
 from dsi.files import replace_atomically
 from dsi.manifest import checksum
 
-SCHEMA = 2
+SCHEMA = 3
 MANIFEST = "manifest.json"
 
 
@@ -26,7 +26,8 @@ class Checkpoint:
     """The state after ``update`` updates of ``stage`` (all of them: the stage is finished).
 
     Batches, schedules and dropout are functions of (seed, stage, update), so no generator state is
-    needed. ``tensors``: groups such as model, optimizer, regularizer. ``values``: plain data.
+    needed. ``tensors``: groups such as model, optimizer and each axis of the method. ``values``:
+    plain data.
     """
 
     stage: int
@@ -129,11 +130,12 @@ def _load(path: Path) -> Checkpoint | str:
 def _misfit(tensors: dict[str, dict[str, Tensor]]) -> str | None:
     """A tensor that goes with a weight and has other sizes: most optimizers would not notice."""
     weights = tensors.get("model", {})
-    for group in ("optimizer", "previous", "regularizer"):
-        for key, value in tensors.get(group, {}).items():
-            name = key.rsplit("/", 1)[0]
-            # a step is one number, a factored moment has a dimension less
+    for group, named in tensors.items():
+        for key, value in named.items():
+            # of the optimizer the entry follows the name, of a component a prefix precedes it
+            name = key.rpartition("/")[0] if group == "optimizer" else key.rpartition("/")[2]
             weight = weights.get(name, value)
+            # a step is one number, a factored moment has a dimension less
             if value.dim() == weight.dim() and value.shape != weight.shape:
                 sizes = f"{tuple(value.shape)}, the weight {tuple(weight.shape)}"
                 return f"{group}: {key} has sizes {sizes}"

@@ -66,6 +66,10 @@ class Assignment:
                 self.read(corpus + 1)
             self.corpora = corpus + 1
 
+    def clear(self) -> None:
+        """No corpus has its docids."""
+        self.scheme, self._embedder, self.corpora = self.config.docids.build(), None, 0
+
     def read(self, corpora: int) -> None:
         """Take over what was written for the first ``corpora`` corpora."""
         directory.read_docids(self.folder, self.stream, corpora, self.scheme)

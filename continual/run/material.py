@@ -55,23 +55,7 @@ def read_arrivals(
     arrivals.extend(corpus, stages)
     for entry in added:
         more, found = read_added(config, entry)
-        arrivals.add(more, entry)
-        part = arrivals.parts[-1]
-        if more is not None:
-            place = f"{entry['corpus']}: "
-            if not np.isin(more.qrels["test"][:, 1], part.rows).any():
-                found.append(
-                    f"{place}has no test query: column D{len(arrivals.parts) - 1} of the "
-                    "performance matrix stays empty"
-                )
-            pairs = [pairs[:, 1] for pairs in more.qrels.values()]
-            again = int(np.isin(np.concatenate(pairs), part.texts).sum())
-            if again:
-                found.append(
-                    f"{place}{again} judgements on replaced documents are not used; those that "
-                    "came with the documents stay"
-                )
-        warnings += found
+        warnings += [*found, *arrivals.add(more, entry)]
     return arrivals, warnings
 
 
@@ -93,9 +77,13 @@ def prepare(
     config: RunConfig,
     tokenizer_folder: Path | None = None,
     added: Sequence[Mapping[str, Any]] = (),
+    read: tuple[list[CorpusRows], list[str]] | None = None,
 ) -> Material:
-    """Read and check the corpora, then the tokenizer (a run's own, when it has one)."""
-    parts, warnings = read_parts(config, added)
+    """Read and check the corpora, then the tokenizer (a run's own, when it has one).
+
+    ``read``: what :func:`read_parts` gave, where it was asked before.
+    """
+    parts, warnings = read or read_parts(config, added)
     if tokenizer_folder is not None and (tokenizer_folder / "tokenizer.json").exists():
         tokenizer = load_tokenizer(tokenizer_folder)
     elif config.tokenizer.source == "train":

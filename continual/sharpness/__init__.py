@@ -1,9 +1,9 @@
-"""How a step is taken. One member per file, a pure rule; ``continual.update.steps`` makes passes.
+"""How a step is taken. One member per file, a pure rule; ``none`` is the base class itself.
 
-Protocol (``_policy.Policy``)::
-
-    member.active(stage) -> bool
-    member.passes(update) -> int
-    member.perturbation(step) -> [what is added to each weight for the next pass, or None]
-    member.combine(step) -> [the gradient to descend]
+A member says where the next pass is made (``perturbation``) and which gradient the update descends
+(``combine``); ``continual.update.descent`` makes the passes.
 """
+
+from continual.sharpness._policy import Policy
+
+__all__ = ["Policy"]

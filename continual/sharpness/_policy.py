@@ -1,11 +1,16 @@
 """What the members of sharpness share: the view of an update, common settings, exact sums."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any, ClassVar, Literal
+from typing import TYPE_CHECKING, ClassVar, Literal
 
 import torch
 from torch import Tensor
+
+from continual.component import Component
+
+if TYPE_CHECKING:
+    from continual.stream.view import StageView
 
 DECODER = ("decoder.", "docids.", "lm_head.")
 """How the names of the decoder's weights, and of what scores docids and words, begin."""
@@ -62,16 +67,17 @@ class SharpnessConfig:
             raise ValueError("m: needs sync: local and at least one example")
 
 
-class Policy:
+class Policy(Component):
     """A rule: where the next pass is made, and which gradient the update descends.
 
-    Pure: no model, no optimizer, no passes of its own. ``continual.update.steps`` asks
+    Pure: no model, no optimizer, no passes of its own. ``continual.update.descent`` asks
     :meth:`passes`, makes the first pass at the weights, asks :meth:`perturbation` before every
     further one, puts the weights back, and gives what :meth:`combine` returns to the base
-    optimizer. Class attributes say what the passes need.
-    """
+    optimizer. Class attributes say what the passes need. This class itself is no sharpness: plain
+    steps; a member's ``Config`` is a :class:`SharpnessConfig`.
 
-    Config = SharpnessConfig
+    Relations: with ``rho: 0`` every member is this one, bit for bit.
+    """
 
     keeps: ClassVar[bool] = False
     """Every gradient is held until the update is done."""
@@ -86,18 +92,19 @@ class Policy:
     shares_encoder: ClassVar[bool] = False
     """Only the decoder is perturbed, so the encoder runs once."""
 
-    def __init__(self, config: Any):
-        self.config = config
-        self.state: dict[str, Tensor] = {}
-
     def active(self, stage: int) -> bool:
         """Whether a stage takes sharpness-aware steps."""
+        if not isinstance(self.config, SharpnessConfig):
+            return False
         phase = self.config.phase
         in_phase = phase == "all" or (phase != "off" and (phase == "first") == (stage == 0))
         return self.config.rho > 0 and in_phase
 
-    def begin_stage(self, stage: int, weights: Mapping[str, Tensor]) -> None:
-        """A stage starts at ``weights``: what was carried along starts anew."""
+    def begin_stage(self, view: "StageView") -> None:
+        """What was carried along starts anew, at ``view.weights``.
+
+        Once more in stage 0 where D_0 gets its docids after the first updates.
+        """
         self.state = {}
 
     def passes(self, update: int) -> int:
@@ -126,14 +133,6 @@ class Policy:
 
     def after_update(self, step: Step) -> None:
         """The update was made (not skipped): remember what the next one needs."""
-
-    def state_dict(self) -> dict[str, Tensor]:
-        """What is carried from update to update."""
-        return dict(self.state)
-
-    def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
-        """The inverse of :meth:`state_dict`."""
-        self.state = dict(state)
 
 
 def norm(tensors: Sequence[Tensor]) -> Tensor:

@@ -1,11 +1,13 @@
 """What members that carry something from update to update share."""
 
-from collections.abc import Mapping
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from torch import Tensor
 
 from continual.sharpness._policy import Policy, Step
+
+if TYPE_CHECKING:
+    from continual.stream.view import StageView
 
 
 class Remembering(Policy):
@@ -17,13 +19,13 @@ class Remembering(Policy):
 
     remembers: ClassVar[bool] = True
 
-    def __init__(self, config: Any):
+    def __init__(self, config: Any = None):
         super().__init__(config)
         self.pending: dict[str, Tensor] | None = None
 
-    def begin_stage(self, stage: int, weights: Mapping[str, Tensor]) -> None:
+    def begin_stage(self, view: "StageView") -> None:
         """Nothing is remembered at first."""
-        super().begin_stage(stage, weights)
+        super().begin_stage(view)
         self.pending = None
 
     def after_update(self, step: Step) -> None:

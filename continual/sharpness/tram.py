@@ -2,13 +2,16 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 from torch import Tensor
 
 from continual.sharpness._policy import Displacement, SharpnessConfig, Step, along
 from continual.sharpness._remember import Remembering
 from continual.sharpness.asam import adaptive
+
+if TYPE_CHECKING:
+    from continual.stream.view import StageView
 
 
 class TRAM(Remembering):
@@ -46,11 +49,11 @@ class TRAM(Remembering):
             if not 0 < self.noise < float("inf"):
                 raise ValueError("noise: must be a number above zero")
 
-    def begin_stage(self, stage: int, weights: Mapping[str, Tensor]) -> None:
+    def begin_stage(self, view: "StageView") -> None:
         """Keep the stage's start, if that is the reference."""
-        super().begin_stage(stage, weights)
-        if self.config.reference == "previous_stage":
-            self.state = _reference(weights)
+        super().begin_stage(view)
+        if self.config.reference == "previous_stage" and self.active(view.stage):
+            self.state = _reference(view.weights)
 
     def perturbation(self, step: Step) -> Displacement:
         """Along the gradient, as far as the outputs have moved."""

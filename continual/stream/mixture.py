@@ -1,16 +1,18 @@
 """What one stage trains on: the sources of its batches and their shares."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from typing import cast
 
 import numpy as np
 from transformers import PreTrainedTokenizerFast
 
 from continual.config.schema import RunConfig, TrainingConfig
 from continual.stream.stream import Stream
-from continual.stream.view import QueryPool
+from continual.stream.view import QueryPool, StageView, true_queries
 from dsi.errors import UserError
-from dsi.examples.batches import BatchShape, examples_for
+from dsi.examples.batches import Batch, BatchShape, batches_from, examples_for
 from dsi.examples.sources import (
     DocumentSampler,
     DocumentSource,
@@ -58,7 +60,8 @@ def stage_sources(
     """The mixture of one stage; ``ratio`` indexing examples per retrieval example.
 
     Without documents to index everything is retrieval; without queries, or with an infinite ratio,
-    everything is indexing. A stage that only removes trains nothing: no source.
+    everything is indexing. A stage that only removes has nothing new: its mixture is of what is
+    there, or empty, and it makes no updates.
     """
     fresh = stage == 0 or config.training.restart
     sampling = config.sampling
@@ -69,9 +72,8 @@ def stage_sources(
         return DocumentSampler(groups, derive(config.seed, "documents", stage, purpose))
 
     changed = stream.changed(stage)
-    if not fresh and not len(changed):
-        return []
-    indexed = changed if config.indexing == "new" and not fresh else stream.members(stage)
+    is_new = config.indexing == "new" and not fresh and len(changed) > 0
+    indexed = changed if is_new else stream.members(stage)
     retrieval = 0.0 if not pools or ratio == float("inf") else 1.0 / (1.0 + ratio)
     if config.indexing == "none" and not (stage == 0 and not pools):
         retrieval = 1.0
@@ -80,12 +82,41 @@ def stage_sources(
         sources += _indexing_sources(
             config, stream, 1.0 - retrieval, sampler, indexed, stage, tokenizer
         )
-    if not sources:
+    if not sources and len(changed):
         raise UserError(
             f"indexing: none leaves stage {stage} nothing to train on: replay gives it no queries; "
             "set indexing: seen, or a finite replay.ratio and a corpus with train queries"
         )
     return sources
+
+
+def stage_pools(
+    config: RunConfig, stream: Stream, stage: int, rehearsed: list[QueryPool], ratio: float
+) -> tuple[list[QueryPool], float]:
+    """All queries of a stage and how many indexing examples there are for each.
+
+    ``rehearsed``, at ``ratio``: what replay gives. The train queries of D_0 are there in stage 0,
+    and where a later stage starts from new weights and nothing is rehearsed.
+    """
+    if stage > 0 and math.isinf(ratio):
+        rehearsed = []
+    if stage == 0 or (config.training.restart and not rehearsed):
+        own = true_queries(stream, stage=stage)
+        return ([own, *rehearsed] if own else rehearsed), config.training.ratio
+    return rehearsed, ratio
+
+
+def stage_batches(view: StageView, count: int, purpose: str) -> Iterator[Batch]:
+    """``count`` batches of a stage's mixture, drawn apart from those that it trains on."""
+    seed = derive(view.seed, "batches", view.stage, purpose)
+    config = replace(view.config, seed=seed)
+    sources = stage_sources(config, view.stream, view.stage, view.pools, view.ratio, view.tokenizer)
+    if not sources:
+        return iter(())
+    window = min(count, config.training.window)
+    pad = int(cast(int, view.tokenizer.pad_token_id or 0))
+    shape = batch_shape(config.training, sources, window, seed, 1, pad)
+    return batches_from(sources, 0, count, window, shape, seed)
 
 
 def window_updates(training: TrainingConfig, budget: int) -> int:
@@ -126,10 +157,14 @@ def _query_sources(config, pools, share, sampler, stage, tokenizer) -> list[Sour
         if pool.by_document:
             documents = sampler(np.unique(pool.documents), pool.name)
             sources.append(
-                QueriesOfDocuments(pool.tokens, pool.documents, documents, part, seed, prompt)
+                QueriesOfDocuments(
+                    pool.tokens, pool.documents, documents, part, seed, prompt, pool.extras
+                )
             )
         else:
-            sources.append(QuerySource(pool.tokens, pool.documents, part, seed, prompt))
+            sources.append(
+                QuerySource(pool.tokens, pool.documents, part, seed, prompt, pool.extras)
+            )
     return sources
 
 

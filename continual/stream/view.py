@@ -1,15 +1,23 @@
-"""What components are given at the start of a stage, and what replay gives back."""
+"""What every component is given at the start and the end of a stage, and what replay gives back."""
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
+import torch
+from torch import Tensor
 from transformers import PreTrainedTokenizerFast
 
 from continual.stream.stream import Stream
+from dsi.examples.batches import Batch, collate
+from dsi.examples.sources import Examples
+from dsi.model.dsi_model import DSIModel, follow_rows
 from dsi.text.tokens import Tokens
+
+if TYPE_CHECKING:
+    from continual.config.schema import RunConfig
 
 
 @dataclass(frozen=True)
@@ -18,6 +26,8 @@ class QueryPool:
 
     ``weight`` is the pool's share among the pools. ``by_document``: draw a document first, as the
     run's sampling says, then one of its queries; otherwise every query is drawn equally often.
+    ``extras``: further arrays with a row per query, which reach the batches (``Batch.extras``); an
+    example of another origin has rows of NaN there, of -1 where they are whole numbers.
     """
 
     name: str
@@ -25,6 +35,7 @@ class QueryPool:
     documents: np.ndarray
     weight: float
     by_document: bool = False
+    extras: Mapping[str, np.ndarray] = field(default_factory=dict)
 
 
 def true_queries(stream: Stream, weight: float = 1.0, stage: int = 0) -> QueryPool | None:
@@ -35,19 +46,37 @@ def true_queries(stream: Stream, weight: float = 1.0, stage: int = 0) -> QueryPo
 
 
 @dataclass(frozen=True)
-class StageContext:
-    """The stage at hand. Components see documents and D_0's queries through ``stream``."""
+class StageView:
+    """The stage at hand: the same for components of every family.
+
+    Components see documents and D_0's queries through ``stream``. ``model`` is the one that is
+    trained, as no device has wrapped it; ``codes_NT`` are the docids by document number, -1 after
+    the end, all -1 for a removed document. ``origins``: by the name of each parameter that was
+    resized for the stage, where its rows were before, -1 for new ones. ``pools``: what is
+    rehearsed, once replay has said so.
+    """
 
     stage: int
     stream: Stream
     tokenizer: PreTrainedTokenizerFast
-    seed: int
+    config: "RunConfig"
     run_folder: Path
     """The run directory; only the main process may write there."""
+    model: DSIModel
+    codes_NT: np.ndarray
     accelerator: Any = None
     """Accelerate's, of a run whose processes all call the components; None: there is one."""
+    origins: Mapping[str, Tensor] = field(default_factory=dict)
+    pools: Sequence[QueryPool] = ()
+    ratio: float = float("inf")
+    """Indexing examples per query of ``pools``."""
     progress: bool = True
     log: Callable[[dict], None] = lambda values: None
+
+    @property
+    def seed(self) -> int:
+        """The run's; a component derives its own from it (``dsi.seeding.derive``)."""
+        return self.config.seed
 
     @property
     def is_main(self) -> bool:
@@ -58,3 +87,64 @@ class StageContext:
         """Return when every process has come here: readers wait for what the main one writes."""
         if self.accelerator is not None:
             self.accelerator.wait_for_everyone()
+
+    @property
+    def documents(self) -> np.ndarray:
+        """Numbers of the documents that are there in this stage."""
+        return self.stream.members(self.stage)
+
+    @property
+    def weights(self) -> dict[str, Tensor]:
+        """The parameters that the stage trains, by name."""
+        return {n: p for n, p in self.model.named_parameters() if p.requires_grad}
+
+    def fresh(self) -> dict[str, Tensor]:
+        """By parameter name, which rows are new in this stage (bool)."""
+        return {name: origin < 0 for name, origin in self.origins.items()}
+
+    def followed(self, state: Mapping[str, Tensor], fill: float = 0.0) -> dict[str, Tensor]:
+        """Tensors kept since the stage before, with the rows that their parameters have now.
+
+        Named after parameters (see ``Component.state``); ``fill`` in rows that are new.
+        """
+        found = {}
+        for name, value in state.items():
+            origin = self.origins.get(name, self.origins.get(name.partition("/")[2]))
+            found[name] = value if origin is None else follow_rows(value, origin, fill)
+        return found
+
+    def batches(self, count: int, purpose: str) -> Iterator[Batch]:
+        """``count`` batches of the stage's own mixture, drawn apart from those that it trains on.
+
+        The same for the same ``purpose`` and seed, on every rank.
+        """
+        from continual.stream.mixture import stage_batches
+
+        return stage_batches(self, count, purpose)
+
+    def examples(self, tokens: Tokens, documents: np.ndarray, size: int) -> Iterator[Batch]:
+        """Text -> docid examples in the order given, at most ``size`` in a batch."""
+        examples = Examples(tokens, documents)
+        for start in range(0, len(documents), size):
+            rows = np.arange(start, min(start + size, len(documents)))
+            yield collate(examples, rows, int(cast(int, self.tokenizer.pad_token_id or 0)))
+
+    def losses(self, batch: Batch) -> Tensor:
+        """Cross-entropy per example (B,), summed over its docid, with its graph."""
+        return cast(Tensor, self.model(**self._inputs(batch)))
+
+    def outputs(self, batch: Batch) -> list[Tensor]:
+        """Log-probabilities over the codes of each docid position, (B, C), with their graph."""
+        _, scores = self.model(**self._inputs(batch), return_logits=True)
+        return [torch.log_softmax(score, -1) for score in scores]
+
+    def _inputs(self, batch: Batch) -> dict[str, Any]:
+        device = self.model.docids.rows.device
+        batch = batch.to(device)
+        codes = torch.from_numpy(self.codes_NT[batch.documents.cpu().numpy()])
+        return {
+            "input_ids": batch.input_ids,
+            "attention_mask": batch.attention_mask,
+            "codes": codes.to(device).long(),
+            "labels": batch.labels,
+        }

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from continual.config.schema import TrainingConfig
 from dsi.errors import UserError
+from dsi.model.dsi_model import follow_rows
 
 ENTRIES = {
     "AdamW": {"step", "exp_avg", "exp_avg_sq"},
@@ -188,14 +189,15 @@ def restore_state(
     optimizer: torch.optim.Optimizer,
     model: nn.Module,
     state: Mapping[str, Tensor],
-    grown: Mapping[str, Tensor] | None = None,
+    origins: Mapping[str, Tensor] | None = None,
 ) -> None:
     """Put :func:`named_state` into an optimizer over ``model``.
 
-    ``grown``: for a parameter that has grown since, where its old rows are now; their state is kept
-    bit for bit and new rows start at zero. Of a factored second moment the columns are kept as they
-    are and new rows start at the mean of the old: an old row's estimate is row * column / mean of
-    rows, which zeros would change, and they would make the first steps of new rows the largest.
+    ``origins``: for a parameter that was resized since, where each of its rows was before (see
+    ``DSIModel.resize``); old rows keep their state bit for bit and new rows start at zero. Of a
+    factored second moment the columns are kept as they are and new rows start at the mean of the
+    old: an old row's estimate is row * column / mean of rows, which zeros would change, and they
+    would make the first steps of new rows the largest.
 
     Under AdamW a new row is one that was always there without a gradient: zero moments under the
     parameter's count of t updates, whose bias correction is over. Its steps are those of a rare
@@ -220,12 +222,9 @@ def restore_state(
             )
         # fused AdamW keeps its step counter beside the parameter
         value = value.detach().clone().to(parameter.device)
-        if grown and name in grown and value.dim() and not entry.endswith("_col"):
-            full = value.new_zeros(len(parameter), *value.shape[1:])
-            if entry.endswith("_row"):
-                full += value.mean()
-            full[grown[name].to(parameter.device)] = value
-            value = full
+        if origins and name in origins and value.dim() and not entry.endswith("_col"):
+            fill = float(value.mean()) if entry.endswith("_row") else 0.0
+            value = follow_rows(value, origins[name], fill)
         # torch counts steps in float tensors, transformers in Python's whole numbers
         count = value.dim() == 0 and not value.is_floating_point()
         optimizer.state[parameter][entry] = value.item() if count else value

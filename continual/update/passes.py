@@ -9,12 +9,13 @@ import torch
 from accelerate import Accelerator
 from torch import Tensor, nn
 
+from continual.component import Component
 from dsi.examples.batches import Batch
 from dsi.seeding import derive
 
 
 @dataclass(frozen=True)
-class Part:
+class MicroBatch:
     """A piece of an update: ``index`` (among those of all ranks) and ``group`` decide its dropout,
     ``factor`` scales its loss."""
 
@@ -25,7 +26,7 @@ class Part:
 
 
 @dataclass
-class Result:
+class PassResult:
     """What a pass found: ``loss`` summed over examples and divided by the targets (this rank's
     share of it), ``losses`` (B,) of each part, and of each part the scores asked for."""
 
@@ -38,7 +39,8 @@ class Passes:
     """The passes of one update on this rank.
 
     Every pass over a part draws the same dropout, which depends on ``seed`` and the part: not on
-    what ran before (an evaluation, say), and not on the rank that has the part.
+    what ran before (an evaluation, say), and not on the rank that has the part. ``readers`` add
+    losses of their own to every example's.
     """
 
     def __init__(
@@ -48,21 +50,22 @@ class Passes:
         codes_NT: Tensor,
         seed: int,
         label_smoothing: float,
+        readers: Sequence[Component] = (),
     ):
         self.model, self.accelerator, self.codes_NT = model, accelerator, codes_NT
-        self.seed, self.label_smoothing = seed, label_smoothing
+        self.seed, self.label_smoothing, self.readers = seed, label_smoothing, readers
         self.raw: Any = accelerator.unwrap_model(model)
 
     def gradients(
         self,
-        parts: Sequence[Part],
+        parts: Sequence[MicroBatch],
         targets: int,
         *,
         sync: bool = True,
         scores: Literal["none", "logits", "gradients"] = "none",
         cotangents: Sequence[Sequence[Tensor]] | None = None,
         encoded: Sequence[tuple[Tensor, Tensor]] | None = None,
-    ) -> Result:
+    ) -> PassResult:
         """One forward and backward pass: adds to ``.grad`` the gradient of losses / targets.
 
         ``sync``: averaged over the ranks, so ``targets`` are those of all ranks; otherwise nothing
@@ -73,7 +76,7 @@ class Passes:
         # normalised by the targets of the whole update, so that ranks and micro-batches of
         # unequal size add up to the gradient of one big batch; DDP averages over the ranks
         ranks = self.accelerator.num_processes if sync else 1
-        found = Result(self._zero(), [], [])
+        found = PassResult(self._zero(), [], [])
         for i, part in enumerate(parts):
             exchange = sync and i == len(parts) - 1
             with torch.enable_grad() if exchange else self.accelerator.no_sync(self.model):
@@ -99,9 +102,9 @@ class Passes:
         return found
 
     @torch.no_grad()
-    def look(self, parts: Sequence[Part], *, logits: bool = False) -> Result:
+    def look(self, parts: Sequence[MicroBatch], *, logits: bool = False) -> PassResult:
         """A forward pass alone: ``losses`` and, if asked, ``scores`` (the logits)."""
-        found = Result(self._zero(), [], [])
+        found = PassResult(self._zero(), [], [])
         for part in parts:
             losses, scores = self.forward(part, logits=logits)
             found.losses.append(losses)
@@ -109,12 +112,16 @@ class Passes:
         return found
 
     def forward(
-        self, part: Part, *, logits: bool = False, encoded: tuple[Tensor, Tensor] | None = None
+        self,
+        part: MicroBatch,
+        *,
+        logits: bool = False,
+        encoded: tuple[Tensor, Tensor] | None = None,
     ) -> tuple[Tensor, list[Tensor]]:
         """Losses (B,) of a part, and its logits if asked."""
         self.reseed(part, decoder=encoded is not None)
         batch = part.batch.to(self.accelerator.device)
-        more: dict[str, Any] = {"return_logits": True} if logits else {}
+        more: dict[str, Any] = {"return_logits": True} if logits or self.readers else {}
         if encoded is not None:
             more["encoded"] = encoded
         # a region of its own per pass: autocast keeps its casts of the weights within a region,
@@ -128,9 +135,12 @@ class Passes:
                 label_smoothing=self.label_smoothing,
                 **more,
             )
-        return out if logits else (out, [])
+        losses, scores = out if more.get("return_logits") else (out, [])
+        for reader in self.readers:
+            losses = losses + reader.example_loss(batch, scores)
+        return losses, scores if logits else []
 
-    def encode(self, part: Part) -> tuple[Tensor, Tensor]:
+    def encode(self, part: MicroBatch) -> tuple[Tensor, Tensor]:
         """The encoder's states of a part and their mask, with their graph."""
         self.reseed(part)
         batch = part.batch.to(self.accelerator.device)
@@ -142,7 +152,7 @@ class Passes:
                 batch.labels,
             )
 
-    def reseed(self, part: Part, decoder: bool = False) -> None:
+    def reseed(self, part: MicroBatch, decoder: bool = False) -> None:
         """The dropout of a part; ``decoder``: of its decoder alone."""
         # 0 is where the rank was: one process draws what it always has, and several draw the same
         torch.manual_seed(derive(self.seed, 0, part.index, part.group, *([1] * decoder)))
@@ -153,6 +163,25 @@ class Passes:
 
     def _zero(self) -> Tensor:
         return torch.zeros((), device=self.accelerator.device)
+
+
+def cut(batch: Batch, accelerator: Accelerator, micro_batches: int) -> list[MicroBatch]:
+    """The micro-batches of this rank, numbered among those of all: N ranks do what one does with N
+    times as many."""
+    first = accelerator.process_index * micro_batches
+    every = accelerator.num_processes * micro_batches
+    return pieces_of(batch, first, micro_batches, every, first)
+
+
+def pieces_of(batch: Batch, first: int, count: int, of: int, index: int = 0) -> list[MicroBatch]:
+    """``count`` of ``of`` equal pieces from number ``first`` on, numbered from ``index`` on; each
+    in its groups of about one length."""
+    whole = of == 1
+    return [
+        MicroBatch(group, index + i, number)
+        for i in range(count)
+        for number, group in enumerate((batch if whole else batch.part(first + i, of)).by_group())
+    ]
 
 
 def largest(values: Sequence[Tensor], count: int, accelerator: Accelerator) -> list[Tensor]:

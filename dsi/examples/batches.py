@@ -7,8 +7,8 @@ resumes at any update by building that update's window again; nothing is stored.
 Shape legend: E examples of a window, B batch, L longest input of a batch, W longest label.
 """
 
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from itertools import islice
 
 import numpy as np
@@ -26,7 +26,8 @@ class Batch:
     ``input_ids``, ``attention_mask`` int64 (B, L); ``documents`` (B,); ``labels`` (B, W) with -100
     where padded, or None for text -> docid. ``multiple``: L and W are multiples of it. ``groups``
     (B,): examples of one group are of about one length, so they pass through the model together;
-    None: all do.
+    None: all do. ``extras``: further tensors (B, ...) that came with the queries; NaN, or -1 where
+    they are whole numbers, for examples that have none.
     """
 
     input_ids: torch.Tensor
@@ -35,6 +36,7 @@ class Batch:
     labels: torch.Tensor | None
     multiple: int = 1
     groups: torch.Tensor | None = None
+    extras: Mapping[str, torch.Tensor] = field(default_factory=dict)
 
     def targets(self) -> int:
         """What the loss is normalised by: documents, or words written."""
@@ -58,6 +60,7 @@ class Batch:
             documents=self.documents[rows],
             labels=labels,
             groups=None if self.groups is None else self.groups[rows],
+            extras={name: values[rows] for name, values in self.extras.items()},
         )
 
     def by_group(self) -> list["Batch"]:
@@ -84,6 +87,7 @@ class Batch:
             documents=change(self.documents),
             labels=None if self.labels is None else change(self.labels),
             groups=None if self.groups is None else change(self.groups),
+            extras={name: change(values) for name, values in self.extras.items()},
         )
 
     def _width(self, longest: int) -> int:
@@ -228,6 +232,7 @@ def collate(examples: Examples, rows: np.ndarray, pad: int, multiple: int = 1) -
         torch.from_numpy(examples.documents[rows]),
         labels,
         multiple,
+        extras={name: torch.from_numpy(values[rows]) for name, values in examples.extras.items()},
     )
 
 
@@ -244,4 +249,22 @@ def _draw(members: Sequence[Source], start: int, count: int) -> Examples:
         Tokens.concatenate([part.inputs for part in parts]),
         np.concatenate([part.documents for part in parts]),
         Tokens.concatenate(labels) if labels else None,
+        _joined_extras(parts),
     )
+
+
+def _joined_extras(parts: Sequence[Examples]) -> dict[str, np.ndarray]:
+    """The extras of all parts, one array per name; nothing is filled in where no part has any."""
+    joined = {}
+    for name in dict.fromkeys(name for part in parts for name in part.extras):
+        like = next(part.extras[name] for part in parts if name in part.extras)
+        nothing = np.nan if np.issubdtype(like.dtype, np.floating) else -1
+        joined[name] = np.concatenate(
+            [
+                part.extras[name]
+                if name in part.extras
+                else np.full((len(part.documents), *like.shape[1:]), nothing, like.dtype)
+                for part in parts
+            ]
+        )
+    return joined

@@ -4,7 +4,7 @@ Position t of a sequence is always the same example, whatever was asked before, 
 resumes anywhere without stored state.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
@@ -76,11 +76,15 @@ class DocumentSampler:
 
 @dataclass(frozen=True)
 class Examples:
-    """Inputs and the documents they belong to; ``labels`` where the model writes text."""
+    """Inputs and the documents they belong to; ``labels`` where the model writes text.
+
+    ``extras``: further arrays with a row per example.
+    """
 
     inputs: Tokens
     documents: np.ndarray
     labels: Tokens | None = None
+    extras: Mapping[str, np.ndarray] = field(default_factory=dict)
 
 
 class Source(Protocol):
@@ -151,6 +155,7 @@ class QuerySource:
     share: float
     seed: int
     prompt: np.ndarray
+    extras: Mapping[str, np.ndarray] = field(default_factory=dict)
     writes_text: bool = False
     _cycle: Cycle = field(init=False)
 
@@ -160,9 +165,8 @@ class QuerySource:
     def take(self, start: int, count: int) -> Examples:
         rows = self._cycle.take(start, count)
         starts, lengths = self.tokens.offsets[rows], self.tokens.lengths_of(rows)
-        return Examples(
-            gather(self.tokens, starts, lengths, prompt=self.prompt), self.documents[rows]
-        )
+        inputs = gather(self.tokens, starts, lengths, prompt=self.prompt)
+        return Examples(inputs, self.documents[rows], extras=_rows(self.extras, rows))
 
 
 @dataclass
@@ -175,6 +179,7 @@ class QueriesOfDocuments:
     share: float
     seed: int
     prompt: np.ndarray
+    extras: Mapping[str, np.ndarray] = field(default_factory=dict)
     writes_text: bool = False
 
     def __post_init__(self) -> None:
@@ -188,7 +193,12 @@ class QueriesOfDocuments:
         rng = numpy_rng(self.seed, "query of document", start)
         rows = self._order[rng.integers(low, high)]
         starts, lengths = self.tokens.offsets[rows], self.tokens.lengths_of(rows)
-        return Examples(gather(self.tokens, starts, lengths, prompt=self.prompt), documents)
+        inputs = gather(self.tokens, starts, lengths, prompt=self.prompt)
+        return Examples(inputs, documents, extras=_rows(self.extras, rows))
+
+
+def _rows(extras: Mapping[str, np.ndarray], rows: np.ndarray) -> dict[str, np.ndarray]:
+    return {name: values[rows] for name, values in extras.items()}
 
 
 def corrupt(

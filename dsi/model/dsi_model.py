@@ -108,8 +108,6 @@ class DSIModel(PreTrainedModel):
         self.docids = DocidHead(config.d_model, config.code_sizes or [1], config.shared_codes)
         if config.untied_text_head:
             self.lm_head = nn.Linear(config.d_model, config.vocab_size, bias=False)
-        # by parameter name, which rows the last growth added: bool (rows,)
-        self.fresh_rows: dict[str, Tensor] = {}
         self.post_init()
         self.decoder.embed_tokens = self.encoder.embed_tokens
 
@@ -305,31 +303,37 @@ class DSIModel(PreTrainedModel):
         return self.encode(input_ids, attention_mask, vectors, codes >= 0)
 
     @torch.no_grad()
-    def grow(self, code_sizes: Sequence[int], generator: torch.Generator) -> dict[str, Tensor]:
-        """Add rows for new codes and positions; every old row keeps its value bit for bit.
+    def resize(
+        self, code_sizes: Sequence[int], generator: torch.Generator, kept: Tensor | None = None
+    ) -> dict[str, Tensor]:
+        """Rows for new codes and positions; every row that stays keeps its value bit for bit.
 
-        Replaces ``docids.rows`` (and ``docids.inputs``) by larger parameters, so an optimizer must
-        be told: returns, by parameter name, where each old row went (old rows,).
+        ``kept``: the rows of a one-position head that stay, int64 in rising order; None: all.
+        Replaces ``docids.rows`` (and ``docids.inputs``) by other parameters, so an optimizer must
+        be told. Returns, by the name of each that changed, where its rows (rows now,) were before;
+        -1 for new ones, which are random.
         """
         old, new = self.code_sizes, list(code_sizes)
-        self.fresh_rows = {}
+        if kept is not None:
+            if len(old) > 1:
+                raise ValueError("rows of several positions are shared by documents and all stay")
+            old = [len(kept)]
         shrinks = any(n < o for n, o in zip(new, old, strict=False))
         if len(new) < len(old) or shrinks or (len(old) == 1 < len(new)):
             raise ValueError(f"docid codes can only grow: {old} -> {new}")
-        shared, moved = self.config.shared_codes, {}
+        shared, origins = self.config.shared_codes, {}
         before, after = table_sizes(old, shared), table_sizes(new, shared)
         for name, std in (("rows", self.config.d_model**-0.5), ("inputs", INPUT_STD)):
             table = getattr(self.docids, name, None)
-            if table is None or before[name] == after[name]:
+            if table is None or (before[name] == after[name] and kept is None):
                 continue
-            rows = grown_rows(before[name], after[name])
-            setattr(self.docids, name, _grown(table, rows, sum(after[name]), std, generator))
-            fresh = torch.ones(sum(after[name]), dtype=torch.bool)
-            fresh[rows] = False
-            self.fresh_rows[f"docids.{name}"] = fresh
-            moved[f"docids.{name}"] = rows
+            places = grown_rows(before[name], after[name])
+            origin = torch.full((sum(after[name]),), -1)
+            origin[places] = torch.arange(sum(before[name])) if kept is None else kept
+            setattr(self.docids, name, _resized(table, origin, std, generator))
+            origins[f"docids.{name}"] = origin
         self.config.code_sizes = new
-        return moved
+        return origins
 
 
 def table_sizes(code_sizes: Sequence[int], shared: bool) -> dict[str, list[int]]:
@@ -349,13 +353,21 @@ def grown_rows(old: Sequence[int], new: Sequence[int]) -> Tensor:
     return torch.cat(parts)
 
 
-def _grown(
-    table: nn.Parameter, rows: Tensor, size: int, std: float, generator: torch.Generator
+def follow_rows(value: Tensor, origin: Tensor, fill: float = 0.0) -> Tensor:
+    """``value`` (old rows, ...) with the rows that its parameter has now, ``fill`` in new ones."""
+    origin = origin.to(value.device)
+    full = value.new_full((len(origin), *value.shape[1:]), fill)
+    full[origin >= 0] = value[origin[origin >= 0]]
+    return full
+
+
+def _resized(
+    table: nn.Parameter, origin: Tensor, std: float, generator: torch.Generator
 ) -> nn.Parameter:
-    fresh = torch.empty(size, table.shape[1], dtype=table.dtype)
-    fresh.normal_(0.0, std, generator=generator)
-    fresh[rows] = table.detach().cpu()
-    return nn.Parameter(fresh.to(table.device), requires_grad=table.requires_grad)
+    rows = torch.empty(len(origin), table.shape[1], dtype=table.dtype)
+    rows.normal_(0.0, std, generator=generator)
+    rows[origin >= 0] = table.detach().cpu()[origin[origin >= 0]]
+    return nn.Parameter(rows.to(table.device), requires_grad=table.requires_grad)
 
 
 def from_scratch(seed: int, **sizes: Any) -> DSIModel:

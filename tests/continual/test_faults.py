@@ -19,6 +19,7 @@ from safetensors.torch import load_file
 from continual import cli, runs, trainer
 from continual.config.schema import load_config
 from continual.run.signals import Interrupted
+from continual.update.update import Update
 from dsi.errors import UserError
 from dsi.model.dsi_model import DSIModel
 
@@ -92,7 +93,7 @@ def test_thirty_kills(lab, tmp_path):
 
 @pytest.mark.parametrize("signum", [signal.SIGTERM, signal.SIGINT])
 def test_a_signal_keeps_the_update_that_it_came_in(lab, tmp_path, signum):
-    step, calls = trainer.take_step, []
+    step, calls = Update.take, []
 
     def signalled(*arguments, **options):
         calls.append(1)
@@ -102,7 +103,7 @@ def test_a_signal_keeps_the_update_that_it_came_in(lab, tmp_path, signum):
 
     before = signal.getsignal(signum)
     with pytest.MonkeyPatch.context() as patch, pytest.raises(Interrupted) as caught:
-        patch.setattr(trainer, "take_step", signalled)
+        patch.setattr(Update, "take", signalled)
         lab.train("sharpness=sam", output=tmp_path)
     assert signal.getsignal(signum) is before
     assert caught.value.signum == signum and caught.value.where == "at update 7 of stage 0"
@@ -131,13 +132,13 @@ def test_outside_of_updates_a_signal_stops_at_once(lab, tmp_path):
     ("signum", "status"), [(signal.SIGTERM, 143), (signal.SIGINT, 130), (signal.SIGHUP, 129)]
 )
 def test_the_exit_status_says_what_stopped_it(lab, tmp_path, capsys, monkeypatch, signum, status):
-    step = trainer.take_step
+    step = Update.take
 
     def signalled(*arguments, **options):
         os.kill(os.getpid(), signum)
         return step(*arguments, **options)
 
-    monkeypatch.setattr(trainer, "take_step", signalled)
+    monkeypatch.setattr(Update, "take", signalled)
     AcceleratorState._reset_state(True)
     assert cli.main(["train", *lab.settings("name=stopped", output=tmp_path)]) == status
     errors = [line for line in capsys.readouterr().err.splitlines() if line.startswith("dsi:")]
@@ -216,14 +217,14 @@ def test_a_loss_that_is_no_number_stops_the_run_and_keeps_its_batch(lab, tmp_pat
 
 
 def batch_of_update(lab, place, settings, number):
-    seen, step = [], trainer.take_step
+    seen, step = [], Update.take
 
-    def noted(model, optimizer, batch, *arguments, **options):
+    def noted(self, batch, *arguments, **options):
         seen.append(batch.input_ids)
-        return step(model, optimizer, batch, *arguments, **options)
+        return step(self, batch, *arguments, **options)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(trainer, "take_step", noted)
+        patch.setattr(Update, "take", noted)
         lab.train(*settings, output=place)
     return seen[number]
 

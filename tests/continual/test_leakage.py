@@ -16,6 +16,7 @@ from continual.replay import generative
 from continual.run import material as setup
 from continual.stream.stream import Stream
 from continual.trainer import Trainer
+from continual.update.update import Update
 from dsi.queries.generator import QueryGenerator
 from dsi.queries.lexical import LexicalQueries
 
@@ -110,7 +111,7 @@ def watching(watcher, cache):
         train_tokenizer, cached_generate = setup.train_tokenizer, generative.cached_generate
         count = LexicalQueries.fit
         wrap(Trainer, "_stage", begin)
-        wrap(trainer, "take_step", step)
+        wrap(Update, "take", step)
         wrap(Stream, "train_queries", ask)
         wrap(Stream, "train_pairs", ask)
         patch.setattr(setup, "train_tokenizer", vocabulary)

@@ -30,10 +30,11 @@ SETTINGS = (
 TRAIN = """
 import gc, json, resource, sys
 import torch
-from continual import runs, trainer
+from continual import runs
+from continual.update.update import Update
 from continual.config.schema import load_config
 
-peak, take_step = 0, trainer.take_step
+peak, take = 0, Update.take
 
 def live():
     storages = {}
@@ -43,14 +44,14 @@ def live():
             storages[storage.data_ptr()] = storage.nbytes()
     return sum(storages.values())
 
-def step(*arguments, **options):
+def step(self, batch, seed, number, rate):
     global peak
-    made = take_step(*arguments, **options)
-    if options["update"] % 8 == 7:  # looking at every object takes longer than an update
+    made = take(self, batch, seed, number, rate)
+    if number % 8 == 7:  # looking at every object takes longer than an update
         peak = max(peak, live())
     return made
 
-trainer.take_step = step
+Update.take = step
 runs._show = lambda folder: None
 runs.train(load_config(None, sys.argv[1:]))
 resident = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024

@@ -15,6 +15,7 @@ from continual import runs, trainer
 from continual.config.schema import load_config
 from continual.replay import generative
 from continual.run import checkpoint, directory
+from continual.update.update import Update
 from dsi.errors import UserError
 from dsi.manifest import checksum
 
@@ -77,15 +78,15 @@ def resume(lab, run):
 
 
 WHERE = {
-    "before the first checkpoint": (trainer, "take_step", 3, True),
-    "within stage 0": (trainer, "take_step", 8, True),
-    "after the last update of stage 0": (trainer, "take_step", 10, False),
+    "before the first checkpoint": (Update, "take", 3, True),
+    "within stage 0": (Update, "take", 8, True),
+    "after the last update of stage 0": (Update, "take", 10, False),
     "while stage 0 is evaluated": (directory, "write_results", 1, False),
     "before the checkpoint of stage 0": (checkpoint, "save", 3, True),
     "after the checkpoint of stage 0": (checkpoint, "save", 3, False),
     "while pseudo-queries are written": (generative, "cached_generate", 2, True),
-    "before the first update of stage 1": (trainer, "take_step", 11, True),
-    "within stage 1": (trainer, "take_step", 17, False),
+    "before the first update of stage 1": (Update, "take", 11, True),
+    "within stage 1": (Update, "take", 17, False),
     "at the very end": (directory, "finish_environment", 1, True),
 }
 
@@ -121,10 +122,10 @@ def test_going_on_in_bfloat16_is_never_having_stopped(lab, tmp_path):
 @pytest.mark.slow
 def test_stopping_twice_and_with_frozen_parameters(lab, tmp_path):
     settings = ("checkpoint.every=3", "parameters=docid_rows", "training.restart=true")
-    run = interrupt(lab, tmp_path, trainer, "take_step", 5, settings=settings)
+    run = interrupt(lab, tmp_path, Update, "take", 5, settings=settings)
     for call in (10, 9, 14):
         with pytest.MonkeyPatch.context() as patch, pytest.raises(Stop):
-            stop_at(patch, trainer, "take_step", call)
+            stop_at(patch, Update, "take", call)
             resume(lab, run)
     resume(lab, run)
     assert lab.results(run) == lab.results(lab.kept(*settings[1:]))
@@ -133,13 +134,13 @@ def test_stopping_twice_and_with_frozen_parameters(lab, tmp_path):
 def test_a_finished_run_has_nothing_left_to_do(lab, tmp_path):
     run = shutil.copytree(lab.kept(), tmp_path / "run")
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(trainer, "take_step", lambda *a, **k: 1 / 0)
+        patch.setattr(Update, "take", lambda *a, **k: 1 / 0)
         resume(lab, run)
     assert lab.results(run) == lab.results(lab.kept())
 
 
 def test_the_pretrained_checkpoint_is_not_read_again(lab, tmp_path):
-    run = interrupt(lab, tmp_path, trainer, "take_step", 8)
+    run = interrupt(lab, tmp_path, Update, "take", 8)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(trainer, "make_model", lambda *a, **k: 1 / 0)
         resume(lab, run)
@@ -155,7 +156,7 @@ def line(caught):
 def test_another_corpus_is_refused(lab, tmp_path):
     corpus = shutil.copytree(lab.corpus, tmp_path / "corpus")
     settings = (f"data.corpus={corpus}", "checkpoint.every=4")
-    run = interrupt(lab, tmp_path / "out", trainer, "take_step", 8, settings=settings)
+    run = interrupt(lab, tmp_path / "out", Update, "take", 8, settings=settings)
     with open(corpus / "corpus.jsonl", "a", encoding="utf-8") as file:
         file.write('{"_id": "d99", "title": "", "text": "one more"}\n')
     with pytest.raises(UserError, match="corpora differ") as caught:
@@ -165,7 +166,7 @@ def test_another_corpus_is_refused(lab, tmp_path):
 
 @pytest.mark.parametrize("name", ["state.json", "optimizer.safetensors"])
 def test_a_damaged_checkpoint_is_named_and_the_one_before_serves(lab, tmp_path, name):
-    run = interrupt(lab, tmp_path, trainer, "take_step", 17)
+    run = interrupt(lab, tmp_path, Update, "take", 17)
     newest = run / "checkpoints" / "01-00000004"
     content = (newest / name).read_bytes()
     (newest / name).write_bytes(content[: len(content) // 2])
@@ -184,7 +185,7 @@ def test_a_damaged_checkpoint_is_named_and_the_one_before_serves(lab, tmp_path, 
     ("key", "flag"), [("world_size", "world_size"), ("code", "code"), ("precision", "code")]
 )
 def test_other_code_and_other_processes_are_refused_unless_accepted(lab, tmp_path, key, flag):
-    run = interrupt(lab, tmp_path, trainer, "take_step", 17)
+    run = interrupt(lab, tmp_path, Update, "take", 17)
     config = load_config(run / "config.yaml", [f"output={run.parent}"])
     now = directory.made_by(SimpleNamespace(num_processes=1, mixed_precision="no"))
     before = re.escape(str(now[key]))
@@ -225,7 +226,7 @@ def with_other_sizes(folder):
 @pytest.mark.parametrize("damage", [without_group, with_other_sizes])
 def test_a_whole_checkpoint_that_does_not_fit_is_one_line(lab, tmp_path, damage):
     settings = ("checkpoint.every=4",)
-    run = interrupt(lab, tmp_path, trainer, "take_step", 17, settings=settings)
+    run = interrupt(lab, tmp_path, Update, "take", 17, settings=settings)
     newest = run / "checkpoints" / "01-00000004"
     damage(newest)
     reseal(newest)
@@ -239,7 +240,7 @@ def test_a_whole_checkpoint_that_does_not_fit_is_one_line(lab, tmp_path, damage)
 
 def test_metrics_that_are_shorter_than_the_checkpoint_says_are_one_line(lab, tmp_path):
     settings = ("checkpoint.every=4",)
-    run = interrupt(lab, tmp_path, trainer, "take_step", 17, settings=settings)
+    run = interrupt(lab, tmp_path, Update, "take", 17, settings=settings)
     path = run / "metrics.jsonl"
     content = path.read_bytes()
     for damaged in (content[:40], content.replace(b"0", b"1", 1)):

@@ -200,7 +200,7 @@ def test_an_addition_that_was_cut_off_goes_on(lab, finished, tmp_path):
     run, later = finished
     whole = shutil.copytree(run, tmp_path / "whole" / "moved")
     with pytest.MonkeyPatch.context() as patch, pytest.raises(Stop):
-        patch.setattr("continual.trainer.take_step", raise_stop)
+        patch.setattr("continual.update.update.Update.take", raise_stop)
         lab.call(runs.add, run, str(later))
     lab.call(runs.add, whole, str(later))
     with pytest.raises(UserError, match="only 2 of 3"):

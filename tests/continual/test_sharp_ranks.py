@@ -1,7 +1,5 @@
 """Sharpness on two processes: global is one big batch, local the mean of the ranks' own."""
 
-from types import SimpleNamespace
-
 import pytest
 import torch
 from accelerate import Accelerator
@@ -11,9 +9,9 @@ from continual.config.registry import component_class
 from continual.config.schema import TrainingConfig
 from continual.devices.sharding import gather, shard
 from continual.update.optimizer import make_optimizer
-from continual.update.steps import take_step
 from dsi.examples.batches import Batch
 from dsi.model.dsi_model import from_scratch
+from tests.continual.one_update import begun, take
 from tests.ranks import on_two_ranks
 
 CODES = torch.arange(12)[:, None]
@@ -53,9 +51,9 @@ def train(name, accelerator, *, updates=UPDATES, micro_batches=1, sharded=False,
     elif accelerator.num_processes > 1:
         model = accelerator.prepare_model(whole)
     model.train()
-    policy.begin_stage(0, dict(whole.named_parameters()))
+    policy.begin_stage(begun(0, dict(whole.named_parameters())))
     for update in range(updates):
-        made = take_step(
+        taken = take(
             model,
             stepper,
             batch(update),
@@ -64,13 +62,10 @@ def train(name, accelerator, *, updates=UPDATES, micro_batches=1, sharded=False,
             micro_batches=micro_batches,
             seed=update,
             clip=1.0,
-            label_smoothing=0.0,
-            regularizer=SimpleNamespace(penalty=lambda of: None),
             sharpness=policy,
-            sharp=True,
             update=update,
         )
-        assert made.taken
+        assert taken.made
     if sharded:
         gather(model, stepper, whole, optimizer)
     return {key: value.detach().clone() for key, value in whole.named_parameters()}
@@ -158,18 +153,7 @@ def test_a_local_step_averages_the_ranks_own(name, ranks, accelerator):
 def alone_step(name, accelerator, part):
     cls = component_class("sharpness", name)
     model = small().train()
-    take_step(
-        model,
-        torch.optim.SGD(model.parameters(), lr=0.1),
-        part,
-        CODES,
-        accelerator,
-        micro_batches=1,
-        seed=0,
-        clip=0.0,
-        label_smoothing=0.0,
-        regularizer=SimpleNamespace(penalty=lambda of: None),
-        sharpness=cls(cls.Config(**RULES[name])),
-        sharp=True,
-    )
+    policy = cls(cls.Config(**RULES[name]))
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    take(model, optimizer, part, CODES, accelerator, seed=0, sharpness=policy)
     return dict(model.named_parameters())

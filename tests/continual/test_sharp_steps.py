@@ -1,7 +1,6 @@
 """Every member of sharpness in the trainer's hands: what holds for all of them."""
 
 import dataclasses
-from types import SimpleNamespace
 
 import pytest
 import torch
@@ -11,10 +10,10 @@ from continual.config.registry import available, component_class
 from continual.config.schema import TrainingConfig
 from continual.sharpness.sam import SAM
 from continual.update.optimizer import make_optimizer
-from continual.update.steps import take_step
 from dsi.errors import UserError
 from dsi.examples.batches import Batch
 from dsi.model.dsi_model import from_scratch
+from tests.continual.one_update import Penalty, begun, take
 
 MEMBERS = [name for name in available("sharpness") if name != "none"]
 # with radius zero they are plain training even when their passes are made; the others are plain
@@ -43,7 +42,6 @@ PASSES = {
     "micro": (5, 5),
 }
 CODES = torch.tensor([[i % 4, i // 4] for i in range(12)])
-NO_PENALTY = SimpleNamespace(penalty=lambda model: None)
 
 
 def member(name, **settings):
@@ -73,23 +71,12 @@ def batch(seed=0, size=8, labels=False) -> Batch:
 
 def step(model, accelerator, policy, *, given=None, optimizer=None, **changes):
     optimizer = optimizer or torch.optim.SGD(model.parameters(), lr=0.1)
-    settings = dict(
-        micro_batches=1,
-        seed=5,
-        clip=0.0,
-        label_smoothing=0.0,
-        regularizer=NO_PENALTY,
-        sharp=True,
-        update=0,
-    )
     given = batch() if given is None else given
-    return take_step(
-        model, optimizer, given, CODES, accelerator, sharpness=policy, **{**settings, **changes}
-    )
+    return take(model, optimizer, given, CODES, accelerator, sharpness=policy, **changes)
 
 
 def begin(policy, model):
-    policy.begin_stage(0, {n: p for n, p in model.named_parameters() if p.requires_grad})
+    policy.begin_stage(begun(0, dict(model.named_parameters())))
     return policy
 
 
@@ -203,7 +190,7 @@ def test_an_update_that_is_not_finite_leaves_no_trace(name, accelerator):
     optimizer = make_optimizer(model, TrainingConfig())
     policy = begin(member(name), model)
     for update in range(2):
-        assert step(model, accelerator, policy, optimizer=optimizer, update=update).taken
+        assert step(model, accelerator, policy, optimizer=optimizer, update=update).made
     before, moments = weights(model), {p: dict(s) for p, s in optimizer.state.items()}
     kept = {key: value.clone() for key, value in policy.state_dict().items()}
     decode = model.decode_docid
@@ -217,7 +204,7 @@ def test_an_update_that_is_not_finite_leaves_no_trace(name, accelerator):
         model.decode_docid = spoilt
         made = step(model, accelerator, policy, optimizer=optimizer, update=5)
         assert len(calls) > bad_pass
-        assert not made.taken
+        assert not made.made
         assert same(weights(model), before)
         assert all(p.grad is None for p in model.parameters())
         for parameter, held in moments.items():
@@ -226,7 +213,7 @@ def test_an_update_that_is_not_finite_leaves_no_trace(name, accelerator):
         assert kept.keys() == policy.state_dict().keys()
         assert all(torch.equal(value, policy.state_dict()[key]) for key, value in kept.items())
     model.decode_docid = decode
-    assert step(model, accelerator, policy, optimizer=optimizer, update=6).taken
+    assert step(model, accelerator, policy, optimizer=optimizer, update=6).made
 
 
 @pytest.mark.parametrize("name", MEMBERS)
@@ -374,7 +361,7 @@ def test_a_penalty_enters_the_ascent_only_if_asked(name, inside, accelerator):
         return 3.0 * of.docids.rows.sum()
 
     policy = Look(kind.Config(ascent_penalty=inside))
-    regularizer = SimpleNamespace(penalty=penalty)
+    regularizer = Penalty(penalty)
     step(model, accelerator, policy, regularizer=regularizer)
     step(small(), accelerator, policy)
     added = seen[0]["docids.rows"] - seen[1]["docids.rows"]
@@ -386,7 +373,7 @@ def test_a_penalty_is_descended_once_either_way(accelerator):
     ends = []
     for inside in (False, True):
         model = small()
-        regularizer = SimpleNamespace(penalty=lambda of: 0.3 * of.docids.start.sum())
+        regularizer = Penalty(lambda of: 0.3 * of.docids.start.sum())
         policy = member("sam", rho=1e-12, ascent_penalty=inside)
         step(model, accelerator, policy, regularizer=regularizer)
         ends.append(weights(model))

@@ -3,6 +3,7 @@
 import torch
 
 from continual.config.schema import TrainingConfig
+from continual.method import Method
 from continual.state import TrainState, from_checkpoint, to_checkpoint
 from continual.update.optimizer import make_optimizer
 from dsi.model.dsi_model import from_scratch
@@ -18,14 +19,16 @@ def test_what_becomes_a_checkpoint_comes_back():
         parameter.grad = torch.ones_like(parameter)
     optimizer.step()
     rows = [{"hits@1": [0.5]}, None]
-    state = TrainState(model, optimizer, 2, 7, False, [3, 4], rows, {}, [torch.tensor(1.5)], 2)
-    found = to_checkpoint(state, {"regularizer": {"w": torch.ones(2)}}, {"timing": [1]})
+    state = TrainState(model, optimizer, 2, 7, False, [3, 4], rows, [torch.tensor(1.5)], 2)
+    method, other = Method(), Method()
+    method.regularizer.state = {"w": torch.ones(2)}
+    found = to_checkpoint(state, method, {"timing": [1]})
     assert (found.stage, found.update, found.finished) == (2, 7, False)
-    assert found.values["timing"] == [1] and "regularizer" in found.tensors
+    assert found.values["timing"] == [1] and found.tensors["regularizer"].keys() == {"w"}
     assert "decoder.embed_tokens.weight" not in found.tensors["model"]  # it is the encoder's
-    chosen = []
-    again = from_checkpoint(found, training, torch.device("cpu"), chosen.append)
-    assert chosen == [again.model]
+    again = from_checkpoint(found, other, training, torch.device("cpu"))
+    assert torch.equal(other.regularizer.state["w"], torch.ones(2))
+    assert all(p.requires_grad for p in again.model.parameters())
     for name, value in model.state_dict().items():
         assert torch.equal(value, again.model.state_dict()[name])
     assert again.model.decoder.embed_tokens.weight is again.model.encoder.embed_tokens.weight

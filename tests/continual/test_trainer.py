@@ -6,11 +6,10 @@ import numpy as np
 import pytest
 import torch
 
-from continual import trainer as module
 from continual.config.schema import preset_names
 from continual.trainer import Trainer
 from continual.update.optimizer import named_state
-from continual.update.steps import Update
+from continual.update.update import Taken, Update
 from dsi.errors import UserError
 
 EVERYTHING = (
@@ -93,9 +92,9 @@ def test_growing_keeps_old_rows_and_their_moments(lab, monkeypatch, settings):
         model = state.model
         before = {name: value.clone() for name, value in model.state_dict().items()}
         moments = {k: v.clone() for k, v in named_state(state.optimizer, model).items()}
-        original(self, state, stage)
+        view = original(self, state, stage)
         if stage == 0:
-            return
+            return view
         after, kept = state.model.state_dict(), named_state(state.optimizer, state.model)
         old, count = len(before["docids.rows"]), self.stream.count(stage)
         grown.append((old, count))
@@ -111,6 +110,7 @@ def test_growing_keeps_old_rows_and_their_moments(lab, monkeypatch, settings):
                 assert value.any()
             else:
                 assert torch.equal(kept[key], value), key
+        return view
 
     original = Trainer._begin
     monkeypatch.setattr(Trainer, "_begin", begin)
@@ -123,8 +123,9 @@ def test_fresh_moments_when_asked(lab, monkeypatch):
     sizes = []
 
     def begin(self, state, stage):
-        original(self, state, stage)
+        view = original(self, state, stage)
         sizes.append(len(named_state(state.optimizer, state.model)))
+        return view
 
     original = Trainer._begin
     monkeypatch.setattr(Trainer, "_begin", begin)
@@ -176,7 +177,7 @@ def test_every_preset_trains(lab):
 
 
 def test_a_diverging_loss_is_one_line(lab, monkeypatch):
-    monkeypatch.setattr(module, "take_step", lambda *a, **k: Update(torch.tensor(float("nan"))))
+    monkeypatch.setattr(Update, "take", lambda *a, **k: Taken(torch.tensor(float("nan"))))
     with pytest.raises(UserError, match=r"training\.learning_rate.*update 0 of stage 0"):
         lab.train()
 

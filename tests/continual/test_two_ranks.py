@@ -21,8 +21,9 @@ import numpy as np
 import pytest
 import torch
 
-from continual import cli, runs, trainer
+from continual import cli, runs
 from continual.devices.accelerator import make_accelerator
+from continual.update.update import Update
 from dsi.queries.generator import QueryGenerator
 from tests.ranks import on_two_ranks
 
@@ -149,7 +150,7 @@ def test_a_rank_waits_for_what_another_does_alone_but_not_for_a_dead_one(lab, tm
 
 def rank(lab, place, kill, *arguments):
     """One rank of ``dsi train``, that SIGTERM may reach in its seventh update; notes its status."""
-    step, calls, mine = trainer.take_step, [], int(os.environ["RANK"])
+    step, calls, mine = Update.take, [], int(os.environ["RANK"])
 
     def signalled(*inputs, **options):
         calls.append(1)
@@ -160,7 +161,7 @@ def rank(lab, place, kill, *arguments):
     with pytest.MonkeyPatch.context() as patch, redirect_stdout(io.StringIO()):
         patch.setattr(runs, "_show", lambda folder: None)
         if kill in ("all", str(mine)):
-            patch.setattr(trainer, "take_step", signalled)
+            patch.setattr(Update, "take", signalled)
         status = cli.main(["train", *arguments])
     (place / f"status-{mine}").write_text(str(status))
 
@@ -191,6 +192,7 @@ AS_LAUNCHED = """
 import os, sys
 from continual import runs
 from continual.cli import main
+from continual.update.update import Update
 
 place, lost, *settings = sys.argv[1:]
 runs._show = lambda folder: None

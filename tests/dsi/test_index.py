@@ -63,7 +63,7 @@ def made(tmp_path_factory) -> Path:
     )
     model = from_scratch(1, vocab_size=len(tokenizer), code_sizes=[4], **sizes)
     model.save_pretrained(run / "stages" / "00" / "model")
-    model.grow([6], torch.Generator().manual_seed(2))
+    model.resize([6], torch.Generator().manual_seed(2))
     model.save_pretrained(run / "stages" / "01" / "model")
     # docids are given in order of arrival, whatever the order in the corpus
     write_text(run / "docids" / "D0.tsv", "violin\t0\nwhale\t1\nmeadow\t2\nglacier\t3\n")

@@ -11,11 +11,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from continual.config.registry import (
-    DECLARED,
     FAMILIES,
     Choice,
     allow,
     available,
+    base_class,
     coerce,
     component_class,
     parse_choice,
@@ -65,26 +65,28 @@ def test_every_member_builds_from_its_defaults(axis, name):
 
 
 @pytest.mark.parametrize(("axis", "name"), MEMBERS)
-def test_every_member_says_of_itself_what_rules_ask_for(axis, name):
-    component = parse_choice(axis, name).build()
-    for key in DECLARED[axis]:
-        kind = float if key == "ratio" else bool
-        assert type(getattr(component, key)) is kind, key
-        of_class = getattr(type(component), key, None)
-        assert of_class is None if key == "ratio" and name != "none" else type(of_class) is kind
+def test_every_member_is_of_its_family(axis, name):
+    assert isinstance(parse_choice(axis, name).build(), base_class(axis))
+
+
+NEEDS = {
+    "regularizer": ["needs_previous", "reads_outputs", "touches_every_row"],
+    "sharpness": ["needs_previous", "reads_outputs", "keeps", "remembers", "reference"],
+    "merging": ["needs_previous", "reads_outputs"],
+}
 
 
 def test_the_members_that_do_nothing_need_nothing():
     nothing = {"regularizer": "none", "sharpness": "none", "merging": "none"}
     for axis, name in nothing.items():
         component = parse_choice(axis, name).build()
-        assert not any(getattr(component, key) for key in DECLARED[axis])
+        assert not any(getattr(component, key) for key in NEEDS[axis])
     assert parse_choice("parameters", "full").build().trains_all
     assert parse_choice("replay", "none").build().ratio == math.inf
     off = {"regularizer": {"name": "l2", "weight": 0}, "merging": {"name": "average", "new": 1}}
     for axis, value in off.items():
         component = parse_choice(axis, value).build()
-        assert not any(getattr(component, key) for key in DECLARED[axis]), "nor one turned off"
+        assert not any(getattr(component, key) for key in NEEDS[axis]), "nor one turned off"
 
 
 # --- components from elsewhere, which no rule knows by name ---------------------------------------
@@ -95,7 +97,10 @@ class Elsewhere(Choice):
     """A component that says what it is given to say."""
 
     def build(self) -> Any:
-        return SimpleNamespace(config=self.settings, **self.settings)
+        cls: Any = base_class(self.axis)
+        component = cls(self.settings)
+        vars(component).update(self.settings)
+        return component
 
 
 def with_elsewhere(axis: str, declared: dict[str, Any], *settings: str) -> RunConfig:
@@ -152,20 +157,22 @@ def test_devices_judge_a_component_by_what_it_says(monkeypatch):
         devices.refuse(with_elsewhere("regularizer", HELD), two)
 
 
-def test_a_component_that_does_not_say_what_rules_ask_for_is_one_line(monkeypatch):
-    class Silent:
-        needs_previous = False
-
-        def __init__(self, config):
-            self.config = config
-
-    monkeypatch.setattr("continual.config.registry.component_class", lambda axis, name: Silent)
-    assert Choice("merging", "mypackage.mine", None).build().needs_previous is False
+def test_a_class_of_another_family_is_one_line(tmp_path, monkeypatch):
+    source = """from dataclasses import dataclass
+class Mine:
+    @dataclass(frozen=True)
+    class Config:
+        pass
+"""
+    (tmp_path / "other_family").mkdir()
+    (tmp_path / "other_family" / "mine.py").write_text(source)
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.setattr("continual.config.registry._allowed", set())
+    allow("other_family")
     with pytest.raises(UserError) as caught:
-        Choice("regularizer", "mypackage.mine", None).build()
-    assert str(caught.value).startswith(
-        "regularizer.name: mypackage.mine has no attribute touches_every_row"
-    )
+        parse_choice("regularizer", "other_family.mine")
+    message = "regularizer.name: other_family.mine.Mine is no Regularizer; make it a subclass of "
+    assert str(caught.value) == message + "continual.regularizers.Regularizer"
 
 
 def test_the_folder_is_the_registry():
@@ -184,11 +191,11 @@ def test_code_from_elsewhere(tmp_path, monkeypatch):
         "from continual.regularizers.l2 import L2  # imported, so not this module's own\n"
         "class _Hidden:\n    Config = L2.Config\n"
         "class Helper:\n    pass\n"
-        "class Pull:\n"
+        "from continual.regularizers import Regularizer\n"
+        "class Pull(Regularizer):\n"
         "    @dataclasses.dataclass(frozen=True)\n"
         "    class Config:\n        force: float = 2.0\n"
         "    needs_previous = touches_every_row = True\n"
-        "    def __init__(self, config):\n        self.config = config\n"
     )
     (package / "two.py").write_text(
         "import dataclasses\n"

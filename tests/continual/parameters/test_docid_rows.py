@@ -2,18 +2,18 @@
 
 import torch
 
-from continual import trainer
+from continual.update.update import Update
 
 
 def test_stage_zero_is_full_and_later_only_rows_move(lab, monkeypatch):
-    step, stale = trainer.take_step, []
+    step, stale = Update.take, []
 
-    def noted(model, *arguments, **options):
-        frozen = {n: p for n, p in model.named_parameters() if not p.requires_grad}
+    def noted(self, *arguments, **options):
+        frozen = {n: p for n, p in self.model.named_parameters() if not p.requires_grad}
         stale.append([name for name, p in frozen.items() if p.grad is not None])
-        return step(model, *arguments, **options)
+        return step(self, *arguments, **options)
 
-    monkeypatch.setattr(trainer, "take_step", noted)
+    monkeypatch.setattr(Update, "take", noted)
     run = lab.train("parameters=docid_rows")
     assert len(stale) == 26 and not any(stale), "the norm that is clipped would count it"
     ours, full = lab.weights(run, 0), lab.weights(lab.kept(), 0)

@@ -1,12 +1,23 @@
 """L2: the penalty's value and gradient, free new rows, and that weight zero is no regularizer."""
 
+from typing import Any
+
 import pytest
 import torch
 from torch import nn
 
 from continual.regularizers.l2 import L2
+from continual.stream.view import StageView
 from dsi.errors import UserError
 from dsi.model.dsi_model import from_scratch
+
+
+def begun(model, stage, origins=None):
+    """The view of a stage that has begun with a model."""
+    nothing: Any = None
+    return StageView(
+        stage, nothing, nothing, nothing, nothing, model, nothing, origins=origins or {}
+    )
 
 
 def small_model(count: int):
@@ -17,7 +28,7 @@ def small_model(count: int):
 def test_value_and_gradient_are_the_formula():
     model = nn.Linear(3, 2).double()
     member = L2(L2.Config(weight=3.0))
-    member.begin_stage(model, 1)
+    member.begin_stage(begun(model, 1))
     before = [p.detach().clone() for p in model.parameters()]
     with torch.no_grad():
         for p in model.parameters():
@@ -35,16 +46,16 @@ def test_value_and_gradient_are_the_formula():
 def test_the_first_stage_and_weight_zero_have_no_penalty():
     model = nn.Linear(3, 2)
     first, zero = L2(L2.Config(weight=3.0)), L2(L2.Config(weight=0.0))
-    first.begin_stage(model, 0)
-    zero.begin_stage(model, 1)
+    first.begin_stage(begun(model, 0))
+    zero.begin_stage(begun(model, 1))
     assert first.penalty(model) is None and zero.penalty(model) is None
 
 
 def test_rows_new_in_the_stage_are_free():
     model = small_model(5)
-    model.grow([8], torch.Generator().manual_seed(0))
+    origins = model.resize([8], torch.Generator().manual_seed(0))
     member = L2(L2.Config(weight=2.0))
-    member.begin_stage(model, 1)
+    member.begin_stage(begun(model, 1, origins))
     with torch.no_grad():
         model.docids.rows.add_(1.0)
     penalty = member.penalty(model)
@@ -56,24 +67,24 @@ def test_rows_new_in_the_stage_are_free():
     torch.testing.assert_close(gradient[:5], torch.full((5, 8), 2.0), rtol=1e-5, atol=1e-5)
     assert torch.equal(gradient[5:], torch.zeros(3, 8))
     # the next stage grows again: what was new then has a version to stay near now
-    model.grow([9], torch.Generator().manual_seed(0))
-    member.begin_stage(model, 2)
-    assert member.anchor["docids.rows"][:8].isfinite().all()
-    assert member.anchor["docids.rows"][8:].isnan().all()
+    origins = model.resize([9], torch.Generator().manual_seed(0))
+    member.begin_stage(begun(model, 2, origins))
+    assert member.state["docids.rows"][:8].isfinite().all()
+    assert member.state["docids.rows"][8:].isnan().all()
 
 
 def test_frozen_weights_are_not_remembered():
     model = nn.Linear(3, 2)
     model.bias.requires_grad_(False)
     member = L2(L2.Config())
-    member.begin_stage(model, 1)
+    member.begin_stage(begun(model, 1))
     assert list(member.state_dict()) == ["weight"]
 
 
 def test_the_anchor_survives_a_checkpoint():
     model = nn.Linear(3, 2)
     member, other = L2(L2.Config()), L2(L2.Config())
-    member.begin_stage(model, 1)
+    member.begin_stage(begun(model, 1))
     with torch.no_grad():
         model.weight.add_(1.0)
     other.load_state_dict(member.state_dict())

@@ -1,13 +1,14 @@
 """Episodic replay: whose queries come back, and that an infinite ratio is no replay."""
 
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 import pytest
 
 from continual.replay.episodic import EpisodicReplay
 from continual.run.material import prepare
-from continual.stream.view import StageContext
+from continual.stream.view import StageView
 from dsi.errors import UserError
 from dsi.text.tokens import Tokens
 
@@ -26,8 +27,9 @@ class Queries:
         return Tokens.from_lists(lists), np.arange(count) + 100 * corpus
 
 
-def context(stream, stage, tmp_path):
-    return StageContext(stage, stream, None, 0, tmp_path)  # type: ignore[arg-type]
+def view(stream, stage, tmp_path):
+    nothing: Any = None
+    return StageView(stage, stream, nothing, nothing, tmp_path, nothing, nothing)
 
 
 @pytest.mark.parametrize(
@@ -41,7 +43,7 @@ def context(stream, stage, tmp_path):
 def test_whose_queries_are_rehearsed(documents, corpora, words, tmp_path):
     stream = Queries()
     member = EpisodicReplay(EpisodicReplay.Config(documents=documents, ratio=2.0))
-    (pool,) = member.begin_stage(context(stream, 2, tmp_path))
+    (pool,) = member.pools(view(stream, 2, tmp_path))
     assert stream.asked == corpora
     assert pool.tokens.values.tolist() == words
     assert pool.documents.tolist() == [d for c in corpora for d in stream.train_queries(c)[1]]
@@ -51,16 +53,13 @@ def test_whose_queries_are_rehearsed(documents, corpora, words, tmp_path):
 
 def test_the_first_stage_asks_nobody(tmp_path):
     stream = Queries()
-    assert (
-        EpisodicReplay(EpisodicReplay.Config("seen")).begin_stage(context(stream, 0, tmp_path))
-        == []
-    )
+    assert EpisodicReplay(EpisodicReplay.Config("seen")).pools(view(stream, 0, tmp_path)) == []
     assert stream.asked == []
 
 
 def test_without_train_queries_there_is_no_pool(tmp_path):
     member = EpisodicReplay(EpisodicReplay.Config())
-    assert member.begin_stage(context(Queries(sizes=(0, 3, 1)), 1, tmp_path)) == []
+    assert member.pools(view(Queries(sizes=(0, 3, 1)), 1, tmp_path)) == []
 
 
 def test_a_negative_ratio_is_refused(lab):
@@ -80,7 +79,7 @@ def test_with_an_infinite_ratio_it_is_no_replay(lab, more):
 def test_queries_of_removed_documents_are_not_rehearsed(lab, changing, tmp_path, documents):
     stream = prepare(lab.config(*changing)).stream
     member = EpisodicReplay(EpisodicReplay.Config(documents=documents))
-    (pool,) = member.begin_stage(context(stream, 3, tmp_path))
+    (pool,) = member.pools(view(stream, 3, tmp_path))
     members = stream.members(3)
     expected = members[members < 18] if documents == "initial" else members
     assert np.unique(pool.documents).tolist() == expected.tolist()

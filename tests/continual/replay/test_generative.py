@@ -1,6 +1,7 @@
 """Generative replay: pools and shares, the memory on disk, and whose texts it is made of."""
 
 import json
+from typing import Any
 
 import numpy as np
 import pytest
@@ -8,7 +9,7 @@ import pytest
 from continual.replay import generative
 from continual.replay.generative import GenerativeReplay
 from continual.run.material import prepare
-from continual.stream.view import StageContext
+from continual.stream.view import StageView
 from dsi.errors import UserError
 from dsi.queries.generator import GeneratorConfig, QueryGenerator
 from dsi.queries.lexical import LexicalQueries
@@ -25,22 +26,26 @@ def material(lab):
 
 
 @pytest.fixture
-def begin(material, tmp_path, monkeypatch):
+def begin(lab, material, tmp_path, monkeypatch):
     """Begin a stage of a run folder; the list collects what is logged."""
     monkeypatch.setenv("DSI_CACHE", str(tmp_path / "cache"))
     logged: list[dict] = []
 
     def begin(member, stage, folder=tmp_path / "run", seed=0):
-        context = StageContext(
+        nothing: Any = None
+        view = StageView(
             stage,
             material.stream,
             material.tokenizer,
-            seed,
+            lab.config(f"seed={seed}"),
             folder,
+            nothing,
+            nothing,
             progress=False,
             log=logged.append,
         )
-        return member.begin_stage(context)
+        member.begin_stage(view)
+        return member.pools(view)
 
     begin.logged = logged
     begin.run = tmp_path / "run"
@@ -259,9 +264,11 @@ def stages(lab, changing, tmp_path, monkeypatch):
     found = prepare(lab.config(*changing))
 
     def begin(member, stage):
-        folder = tmp_path / "run"
-        context = StageContext(stage, found.stream, found.tokenizer, 0, folder, progress=False)
-        return member.begin_stage(context)
+        folder, config = tmp_path / "run", lab.config(*changing)
+        nothing: Any = None
+        view = StageView(stage, found.stream, found.tokenizer, config, folder, nothing, nothing)
+        member.begin_stage(view)
+        return member.pools(view)
 
     begin.stream, begin.run = found.stream, tmp_path / "run"
     return begin

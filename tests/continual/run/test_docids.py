@@ -5,10 +5,11 @@ import json
 import numpy as np
 import pytest
 
-from continual import runs, trainer
+from continual import runs
 from continual.run import directory
 from continual.run.docids import Assignment
 from continual.run.material import prepare
+from continual.update.update import Update
 from dsi.docids import codes_from_text
 from dsi.embeddings import load_embedder
 from dsi.errors import UserError
@@ -110,12 +111,12 @@ def test_the_encoder_that_embedded_d0_is_kept(lab):
 
 
 WHERE = {
-    "within the updates with atomic docids": (trainer, "take_step", 3, True),
-    "at their end": (trainer, "take_step", 4, False),
+    "within the updates with atomic docids": (Update, "take", 3, True),
+    "at their end": (Update, "take", 4, False),
     "while D0 gets its docids": (directory, "write_docids", 1, False),
-    "after them": (trainer, "take_step", 7, False),
+    "after them": (Update, "take", 7, False),
     "while D1 gets its docids": (directory, "write_docids", 2, False),
-    "within stage 1": (trainer, "take_step", 15, True),
+    "within stage 1": (Update, "take", 15, True),
 }
 
 

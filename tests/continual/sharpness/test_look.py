@@ -4,6 +4,7 @@ import pytest
 import torch
 
 from continual.sharpness.look import LookSAM
+from tests.continual.one_update import begun
 from tests.continual.sharpness.quadratic import STEEP, WIDE, Quadratic, member
 
 
@@ -30,7 +31,7 @@ def test_it_looks_while_there_is_nothing_to_reuse():
     assert policy.passes(1) == 2
     run.update()
     assert policy.passes(2) == 1
-    policy.begin_stage(1, run.weights)
+    policy.begin_stage(begun(1, run.weights))
     assert policy.passes(2) == 2
 
 

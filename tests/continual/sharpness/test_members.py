@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from continual.config.registry import available, component_class
+from tests.continual.one_update import begun
 from tests.continual.sharpness.quadratic import STEEP, WIDE, Quadratic, member, tensor
 
 MEMBERS = [name for name in available("sharpness") if name != "none"]
@@ -189,10 +190,10 @@ def test_inputs_are_not_changed(name, settings):
 @every_member
 def test_a_stopped_run_goes_on_bit_for_bit(name, settings):
     straight = Quadratic(member(name, **settings), WIDE, STEEP)
-    straight.policy.begin_stage(1, straight.weights)
+    straight.policy.begin_stage(begun(1, straight.weights))
     straight.updates(6)
     first = Quadratic(member(name, **settings), WIDE, STEEP)
-    first.policy.begin_stage(1, first.weights)
+    first.policy.begin_stage(begun(1, first.weights))
     first.updates(3)
     saved = {key: value.clone() for key, value in first.policy.state_dict().items()}
     second = Quadratic(member(name, **settings), first.weights, STEEP)
@@ -206,7 +207,7 @@ def test_a_stopped_run_goes_on_bit_for_bit(name, settings):
 @every_member
 def test_what_is_remembered_is_said_to_be(name, settings):
     run = Quadratic(member(name, **settings), WIDE, STEEP)
-    run.policy.begin_stage(1, run.weights)
+    run.policy.begin_stage(begun(1, run.weights))
     run.updates(2)
     assert run.policy.remembers or not run.policy.state_dict()
     assert all(isinstance(value, torch.Tensor) for value in run.policy.state_dict().values())
@@ -216,9 +217,9 @@ def test_what_is_remembered_is_said_to_be(name, settings):
 def test_a_stage_starts_anew(name, settings):
     run = Quadratic(member(name, **settings), WIDE, STEEP).updates(3)
     run.update(skip=True)  # may have left something behind
-    run.policy.begin_stage(2, run.weights)
+    run.policy.begin_stage(begun(2, run.weights))
     fresh = Quadratic(member(name, **settings), run.weights, STEEP)
-    fresh.policy.begin_stage(2, fresh.weights)
+    fresh.policy.begin_stage(begun(2, fresh.weights))
     assert same(run.policy.state_dict(), fresh.policy.state_dict())
     run.number = 0
     assert same(run.updates(4).weights, fresh.updates(4).weights)

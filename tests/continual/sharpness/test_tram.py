@@ -4,6 +4,7 @@ import pytest
 import torch
 
 from continual.sharpness.tram import TRAM
+from tests.continual.one_update import begun
 from tests.continual.sharpness.quadratic import STEEP, WIDE, Quadratic, member
 
 
@@ -56,7 +57,7 @@ def test_a_divergence_that_is_not_finite_shows():
 
 def test_the_reference_of_an_update_ago_is_where_that_one_began():
     run = Quadratic(member("tram"), WIDE, STEEP)
-    run.policy.begin_stage(0, run.weights)
+    run.policy.begin_stage(begun(0, run.weights))
     assert held(run.policy) == {}
     for _ in range(3):
         before = {name: weight.detach().clone() for name, weight in run.weights.items()}
@@ -67,17 +68,17 @@ def test_the_reference_of_an_update_ago_is_where_that_one_began():
 
 def test_the_reference_of_the_stage_before_stays():
     run = Quadratic(member("tram", reference="previous_stage"), WIDE, STEEP)
-    run.policy.begin_stage(0, run.weights)
+    run.policy.begin_stage(begun(0, run.weights))
     run.updates(3)
     assert same(held(run.policy), WIDE)
-    run.policy.begin_stage(1, run.weights)
+    run.policy.begin_stage(begun(1, run.weights))
     expected = {name: weight.detach().clone() for name, weight in run.weights.items()}
     assert same(held(run.updates(2).policy), expected)
 
 
 def test_noise_needs_no_copy():
     run = Quadratic(member("tram", reference="noise"), WIDE, STEEP)
-    run.policy.begin_stage(0, run.weights)
+    run.policy.begin_stage(begun(0, run.weights))
     assert held(run.updates(2).policy) == {}
 
 

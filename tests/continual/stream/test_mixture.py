@@ -334,8 +334,15 @@ def test_replaced_documents_are_drawn_as_new_ones(changed):
 
 
 @pytest.mark.parametrize("indexing", ["seen", "new"])
-def test_a_stage_that_only_removes_trains_nothing(changed, indexing):
-    assert sources(changed, 2, f"indexing={indexing}", pools=[pool(changed, [0])], ratio=1) == []
-    again = sources(changed, 2, "indexing=seen", "training.restart=true")
+@pytest.mark.parametrize("restart", ["true", "false"])
+def test_a_stage_that_only_removes_has_what_is_there(changed, indexing, restart):
+    found = sources(changed, 2, f"indexing={indexing}", f"training.restart={restart}")
     expected = sorted(set(range(24)) - {1, 3, 5})
-    assert np.unique(again[0].take(0, 600).documents).tolist() == expected, "but from scratch"
+    assert np.unique(found[0].take(0, 600).documents).tolist() == expected
+
+
+def test_a_stage_that_only_removes_needs_nothing_to_train_on(changed):
+    none = load_config(None, ["indexing=none", "replay=episodic"])
+    assert stage_sources(none, changed, 2, [], math.inf, changed.tokenizer) == []
+    with pytest.raises(UserError, match="indexing: none leaves stage 3 nothing to train on"):
+        stage_sources(none, changed, 3, [], math.inf, changed.tokenizer)

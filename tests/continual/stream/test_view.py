@@ -1,14 +1,17 @@
 """What a component is given at the start of a stage."""
 
 import dataclasses
+from typing import Any
 
 import numpy as np
 import pytest
 
 from continual.run.material import prepare
 from continual.stream.stream import CorpusRows, Stream
-from continual.stream.view import QueryPool, StageContext, true_queries
+from continual.stream.view import QueryPool, StageView, true_queries
 from dsi.corpus.corpus import read_corpus, write_corpus
+
+NOTHING: Any = None
 
 
 @pytest.fixture(scope="module")
@@ -32,22 +35,24 @@ def test_a_corpus_without_train_queries_has_none(tmp_path, stream):
     assert true_queries(Stream([CorpusRows(corpus, np.arange(1))], stream.tokenizer)) is None
 
 
-def test_a_context_works_without_a_trainer(tmp_path, stream):
-    context = StageContext(1, stream, stream.tokenizer, 0, tmp_path)
-    assert context.is_main
-    assert context.wait() is None
-    assert context.log({"any": 1}) is None
+def test_a_view_works_without_a_trainer(lab, tmp_path, stream):
+    view = StageView(1, stream, stream.tokenizer, lab.config(), tmp_path, NOTHING, NOTHING)
+    assert view.is_main
+    assert view.wait() is None
+    assert view.log({"any": 1}) is None
     logged = []
-    context = StageContext(1, stream, stream.tokenizer, 0, tmp_path, log=logged.append)
-    context.log({"any": 1})
+    view = StageView(
+        1, stream, stream.tokenizer, lab.config(), tmp_path, NOTHING, NOTHING, log=logged.append
+    )
+    view.log({"any": 1})
     assert logged == [{"any": 1}]
 
 
-@pytest.mark.parametrize("name", ["stage", "stream", "seed"])
-def test_a_component_cannot_change_its_context(tmp_path, stream, name):
-    context = StageContext(1, stream, stream.tokenizer, 0, tmp_path)
+@pytest.mark.parametrize("name", ["stage", "stream", "model"])
+def test_a_component_cannot_change_its_view(lab, tmp_path, stream, name):
+    view = StageView(1, stream, stream.tokenizer, lab.config(), tmp_path, NOTHING, NOTHING)
     with pytest.raises(dataclasses.FrozenInstanceError):
-        setattr(context, name, None)
+        setattr(view, name, None)
 
 
 def test_a_pool_cannot_be_changed(stream):

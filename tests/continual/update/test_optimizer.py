@@ -21,10 +21,10 @@ from continual.update.optimizer import (
     named_state,
     restore_state,
 )
-from continual.update.passes import Part, Passes
+from continual.update.passes import MicroBatch, Passes
 from dsi.errors import UserError
 from dsi.examples.batches import Batch
-from dsi.model.dsi_model import from_scratch, grown_rows
+from dsi.model.dsi_model import from_scratch
 
 WIDTH = 16  # whole vectors of the processor: a row is computed alike wherever it lies in the table
 
@@ -152,7 +152,7 @@ def test_old_rows_go_on_as_if_the_new_ones_had_always_been_there(places):
     large = Table(grown)
     large.matrix, large.scale = small.matrix, small.scale
     optimizer = make_optimizer(large, CONFIG)
-    restore_state(optimizer, large, moments, {"rows": old})
+    restore_state(optimizer, large, moments, origins(old, count))
     restored = named_state(optimizer, large)
     assert set(restored) == set(moments)
     new = torch.tensor([i for i in range(count) if i not in places])
@@ -173,13 +173,22 @@ def test_old_rows_go_on_as_if_the_new_ones_had_always_been_there(places):
     assert torch.equal(after["rows/step"], expected["rows/step"])
 
 
+def origins(places: torch.Tensor, count: int) -> dict[str, torch.Tensor]:
+    """Of a table of ``count`` rows whose old ones are at ``places``, as they were in order."""
+    origin = torch.full((count,), -1)
+    origin[places] = torch.arange(len(places))
+    return {"rows": origin}
+
+
 def grown(small: Table, optimizer: torch.optim.Optimizer, config: TrainingConfig):
     """The table with three rows of one half behind its own, and its optimizer."""
     count = len(small.rows)
     large = Table(torch.cat([small.rows.detach(), torch.full((3, WIDTH), 0.5)]))
     large.matrix, large.scale = small.matrix, small.scale
     after = make_optimizer(large, config)
-    restore_state(after, large, named_state(optimizer, small), {"rows": torch.arange(count)})
+    restore_state(
+        after, large, named_state(optimizer, small), origins(torch.arange(count), count + 3)
+    )
     return large, after
 
 
@@ -253,9 +262,9 @@ def test_a_model_that_grew_keeps_its_moments_by_name():
     moments = named_state(optimizer, model)
     assert moments["docids.rows/exp_avg"].shape == (3, 8)
     assert not any("decoder.embed_tokens" in key for key in moments), "tied: once"
-    model.grow([5], torch.Generator().manual_seed(0))
+    grown = model.resize([5], torch.Generator().manual_seed(0))
     optimizer = make_optimizer(model, CONFIG)
-    restore_state(optimizer, model, moments, {"docids.rows": grown_rows([3], [5])})
+    restore_state(optimizer, model, moments, grown)
     restored = named_state(optimizer, model)
     assert set(restored) == set(moments)
     assert torch.equal(restored["docids.rows/exp_avg"][:3], moments["docids.rows/exp_avg"])
@@ -343,7 +352,7 @@ def test_a_factored_moment_under_grown_rows(places):
     before = named_state(optimizer, small)
     large = Table(torch.ones(count, WIDTH))
     optimizer = make_optimizer(large, ADAFACTOR)
-    restore_state(optimizer, large, before, {"rows": old})
+    restore_state(optimizer, large, before, origins(old, count))
     after = named_state(optimizer, large)
     assert set(after) == set(before)
     row = "rows/exp_avg_sq_row"
@@ -549,12 +558,12 @@ def test_moments_of_touched_rows_grow_and_are_kept(tmp_path):
     old = torch.tensor([1, 3, 4])
     large = Table(torch.zeros(6, WIDTH))
     optimizer = make_optimizer(large, TOUCHED)
-    restore_state(optimizer, large, moments, {"rows": old})
+    restore_state(optimizer, large, moments, origins(old, 6))
     after = named_state(optimizer, large)
     assert after["rows/row_step"].tolist() == [0, 2, 0, 1, 3, 0]
     assert torch.equal(after["rows/exp_avg_sq"][old], moments["rows/exp_avg_sq"])
     with pytest.raises(UserError, match="row_step"):
-        restore_state(make_optimizer(large, CONFIG), large, moments, {"rows": old})
+        restore_state(make_optimizer(large, CONFIG), large, moments, origins(old, 6))
 
 
 def test_the_norm_that_is_clipped_is_of_all_gradients(accelerator):
@@ -639,7 +648,8 @@ def test_both_passes_of_an_update_draw_the_same_documents(accelerator):
     codes = torch.arange(900)[:, None]
     ids = torch.randint(2, 20, (8, 5), generator=torch.Generator().manual_seed(0))
     parts = [
-        Part(Batch(ids, torch.ones_like(ids), torch.arange(i, i + 8), None), i) for i in (0, 1)
+        MicroBatch(Batch(ids, torch.ones_like(ids), torch.arange(i, i + 8), None), i)
+        for i in (0, 1)
     ]
     passes = Passes(model, accelerator, codes, 5, 0.0)
     one, other = passes.look(parts).losses, passes.look(parts).losses

@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import nn
 
-from continual.update.passes import Part, Passes, displaced, largest, noised
+from continual.update.passes import MicroBatch, Passes, displaced, largest, noised
 from dsi.examples.batches import Batch
 
 
@@ -105,8 +105,8 @@ class Linear(nn.Module):
 def test_what_a_pass_gives_back(accelerator):
     ids = torch.tensor([[1.0], [2.0], [3.0]])
     parts = [
-        Part(Batch(ids[:2], torch.ones(2, 1), torch.arange(2), None), 0),
-        Part(Batch(ids[2:], torch.ones(1, 1), torch.arange(1), None), 1, factor=0.5),
+        MicroBatch(Batch(ids[:2], torch.ones(2, 1), torch.arange(2), None), 0),
+        MicroBatch(Batch(ids[2:], torch.ones(1, 1), torch.arange(1), None), 1, factor=0.5),
     ]
     model = Linear()
     passes = Passes(model, accelerator, torch.zeros(3, 1, dtype=torch.long), 0, 0.0)

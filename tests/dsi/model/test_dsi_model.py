@@ -312,7 +312,7 @@ def test_gradient_checkpointing_changes_no_gradient():
 def test_growing_keeps_old_rows_bit_for_bit(old, new):
     ours = model(old)
     before, embedding = state(ours), ours.encoder.embed_tokens.weight
-    ours.grow(new, torch.Generator().manual_seed(5))
+    ours.resize(new, torch.Generator().manual_seed(5))
     assert ours.code_sizes == list(new)
     after = state(ours)
     changed = {name for name in before if not torch.equal(before[name], after[name])}
@@ -335,7 +335,7 @@ def test_growing_draws_from_its_generator_alone():
     grown = [model((4,)) for _ in range(3)]
     for ours, seed in zip(grown, (1, 1, 2), strict=True):
         ours.docids.rows.requires_grad_(False)
-        ours.grow([6], torch.Generator().manual_seed(seed))
+        ours.resize([6], torch.Generator().manual_seed(seed))
         assert not ours.docids.rows.requires_grad
     assert torch.equal(grown[0].docids.rows, grown[1].docids.rows)
     assert not torch.equal(grown[0].docids.rows, grown[2].docids.rows)
@@ -344,7 +344,7 @@ def test_growing_draws_from_its_generator_alone():
 
 def test_a_grown_model_survives_saving(tmp_path):
     ours = model((4,))
-    ours.grow([6], torch.Generator().manual_seed(1))
+    ours.resize([6], torch.Generator().manual_seed(1))
     ours.save_pretrained(tmp_path)
     assert equal(state(DSIModel.from_pretrained(tmp_path)), state(ours))
 
@@ -352,7 +352,7 @@ def test_a_grown_model_survives_saving(tmp_path):
 def test_growing_to_the_same_size_draws_nothing():
     ours, generator = model((4,)), torch.Generator().manual_seed(1)
     rows, drawn = ours.docids.rows, generator.get_state()
-    ours.grow([4], generator)
+    ours.resize([4], generator)
     assert ours.docids.rows is rows
     assert torch.equal(generator.get_state(), drawn)
 
@@ -360,13 +360,14 @@ def test_growing_to_the_same_size_draws_nothing():
 def test_growing_by_positions_keeps_old_rows():
     ours = model((3, 4))
     before = state(ours)
-    moved = ours.grow([3, 5, 2], torch.Generator().manual_seed(1))
+    origins = ours.resize([3, 5, 2], torch.Generator().manual_seed(1))
     after = state(ours)
     assert ours.code_sizes == [3, 5, 2]
     assert after["docids.rows"].shape[0] == 10 and after["docids.inputs"].shape[0] == 8
-    for name, table in moved.items():
-        assert torch.equal(after[name][table], before[name])
-        assert ours.fresh_rows[name].sum() == len(after[name]) - len(before[name])
+    for name, origin in origins.items():
+        old = origin >= 0
+        assert torch.equal(after[name][old], before[name][origin[old]])
+        assert (origin < 0).sum() == len(after[name]) - len(before[name])
     assert ours(INPUTS, MASK, torch.tensor([[2, 4, 1], [0, 1, -1]])).isfinite().all()
 
 
@@ -374,14 +375,14 @@ def test_shared_codes_grow_in_one_table():
     ours = model((5, 5), shared_codes=True)
     before = state(ours)
     assert before["docids.rows"].shape[0] == before["docids.inputs"].shape[0] == 5
-    assert ours.grow([5, 5, 5], torch.Generator()) == {}  # longer docids need no row
-    ours.grow([7, 7, 7], torch.Generator().manual_seed(1))
+    assert ours.resize([5, 5, 5], torch.Generator()) == {}  # longer docids need no row
+    ours.resize([7, 7, 7], torch.Generator().manual_seed(1))
     after = state(ours)
     for name in ("docids.rows", "docids.inputs"):
         assert torch.equal(after[name][:5], before[name])
         assert len(after[name]) == 7
     with pytest.raises(ValueError, match="equal sizes"):
-        ours.grow([8, 7, 7], torch.Generator())
+        ours.resize([8, 7, 7], torch.Generator())
 
 
 def test_what_follows_the_end_of_a_docid_counts_nothing():
@@ -408,6 +409,6 @@ def test_shrinking_is_refused(old, new):
     ours = model(old)
     before = state(ours)
     with pytest.raises(ValueError, match="only grow"):
-        ours.grow(new, torch.Generator())
+        ours.resize(new, torch.Generator())
     assert equal(state(ours), before)
     assert ours.code_sizes == list(old)

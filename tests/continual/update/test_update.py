@@ -1,22 +1,18 @@
 """One update against closed forms: passes, restoration, random state, clipping, penalties."""
 
 from dataclasses import dataclass, field, replace
-from types import SimpleNamespace
 
 import pytest
 import torch
 from torch import Tensor, nn
 
-import continual.update.steps as module
+import continual.update.update as module
 from continual.sharpness._policy import Policy, SharpnessConfig
-from continual.sharpness.none import NoSharpness
 from continual.sharpness.sam import SAM
-from continual.update.steps import take_step
 from dsi.examples.batches import Batch
+from tests.continual.one_update import Penalty, take
 
 A = torch.tensor([1.0, 10.0], dtype=torch.float64)
-NO_PENALTY = SimpleNamespace(penalty=lambda model: None)
-PLAIN = NoSharpness(NoSharpness.Config())
 
 
 class Quadratic(nn.Module):
@@ -73,20 +69,11 @@ def batch(size=8) -> Batch:
 def step(model, accelerator, lr=0.1, **changes):
     """One SGD update; returns the loss."""
     optimizer = torch.optim.SGD([p for p in model.parameters() if p.requires_grad], lr=lr)
-    settings = dict(
-        micro_batches=1,
-        seed=5,
-        clip=0.0,
-        label_smoothing=0.0,
-        regularizer=NO_PENALTY,
-        sharpness=PLAIN,
-        sharp=False,
-    )
     given = changes.pop("batch", batch())
     codes = torch.arange(8)[:, None]
-    made = take_step(model, optimizer, given, codes, accelerator, **{**settings, **changes})
-    assert made.taken
-    return made.loss
+    taken = take(model, optimizer, given, codes, accelerator, **changes)
+    assert taken.made
+    return taken.loss
 
 
 @pytest.mark.parametrize("micro_batches", [1, 2, 8])
@@ -192,7 +179,7 @@ def test_the_penalty_is_added_once_per_update(accelerator, micro_batches, sharp)
         model,
         accelerator,
         micro_batches=micro_batches,
-        regularizer=SimpleNamespace(penalty=penalty),
+        regularizer=Penalty(penalty),
         sharpness=Stay(),
         sharp=sharp,
     )

@@ -1,9 +1,9 @@
-"""One update: passes over the micro-batches, sharpness, penalties, clipping, the optimizer's step.
+"""The gradient of a sharpness-aware update: which passes are made, and where.
 
 A policy (``continual.sharpness``) says where to look and what to keep; what goes wrong in
 sharpness-aware code elsewhere is done here once: the same random state in every pass, one
-perturbation per update over all micro-batches, in-place perturbation and bitwise restoration, one
-exchange between the ranks, one clip at the end, and an update that is not finite is skipped by all.
+perturbation per update over all micro-batches, in-place perturbation and bitwise restoration, and
+one exchange between the ranks.
 """
 
 import math
@@ -12,27 +12,26 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
-from accelerate import Accelerator
 from torch import Tensor, nn
 
-from continual.sharpness._policy import DECODER, Policy, Step, norm
-from continual.update.optimizer import clip_gradient, gradient_values
-from continual.update.passes import Part, Passes, Result, displaced, largest, noised
+from continual.regularizers import Regularizer
+from continual.sharpness._policy import DECODER, Policy, Step
+from continual.update.passes import (
+    MicroBatch,
+    Passes,
+    PassResult,
+    cut,
+    displaced,
+    largest,
+    noised,
+    pieces_of,
+)
 from dsi.errors import UserError
 from dsi.examples.batches import Batch
 
 
-@dataclass(frozen=True)
-class Update:
-    """``loss``: summed over this rank's examples, divided by the targets of all, detached.
-    ``taken``: False when a gradient was not finite and nothing was changed."""
-
-    loss: Tensor
-    taken: bool = True
-
-
 @dataclass
-class Found:
+class Slope:
     """The gradient of an update, or of one shard of it."""
 
     loss: Tensor
@@ -42,82 +41,17 @@ class Found:
     step: Step
 
 
-def take_step(
-    model: nn.Module,
-    optimizer: Any,
-    batch: Batch,
-    codes_NT: Tensor,
-    accelerator: Accelerator,
-    *,
-    micro_batches: int,
-    seed: int,
-    clip: float,
-    label_smoothing: float,
-    regularizer: Any,
-    sharpness: Policy,
-    sharp: bool,
-    update: int = 0,
-    rate: float = 1.0,
-    careful: bool = False,
-) -> Update:
-    """Train on one batch.
-
-    ``seed`` belongs to this update; ``update`` counts those of the stage; ``rate`` is the learning
-    rate as a share of its peak. ``careful``: an update that is not finite is not made (a sharp one
-    never is).
-    """
-    passes = Passes(model, accelerator, codes_NT, seed, label_smoothing)
-    optimizer.zero_grad(set_to_none=True)
-    raw = passes.raw
-    inside = sharp and sharpness.config.ascent_penalty
-    found = None
-    if sharp:
-        step = Step([], [], update=update, rate=rate, seed=seed)
-        descent = Descent(passes, sharpness, regularizer if inside else None, optimizer)
-        found = descent.all_shards(batch, micro_batches, step)
-        for weight, gradient in zip(found.weights, found.gradient, strict=True):
-            weight.grad = gradient
-        loss = found.loss
-    else:
-        parts = cut(batch, accelerator, micro_batches)
-        loss = passes.gradients(parts, batch.targets()).loss
-    penalty = None if inside else regularizer.penalty(raw)
-    if penalty is not None:
-        # once per update, whatever the number of micro-batches and ranks; on the unwrapped model,
-        # so no synchronisation is due: every rank adds the same gradient
-        penalty.backward()
-    size = clip_gradient(accelerator, raw.parameters(), clip) if clip > 0 else None
-    if found is not None or careful:
-        # the gradient is the same on every rank, so all of them come to the same decision
-        if size is None:
-            size = norm(gradient_values(raw.parameters()))
-        if not bool(torch.isfinite(size)):
-            optimizer.zero_grad(set_to_none=True)
-            return Update(loss, taken=False)
-    optimizer.step()
-    if found is not None:
-        if found.decoupled is not None:
-            _take_decoupled(optimizer, found)
-        sharpness.after_update(found.step)
-    return Update(loss)
-
-
-def cut(batch: Batch, accelerator: Accelerator, micro_batches: int) -> list[Part]:
-    """The micro-batches of this rank, numbered among those of all: N ranks do what one does with N
-    times as many."""
-    first = accelerator.process_index * micro_batches
-    every = accelerator.num_processes * micro_batches
-    return _pieces(batch, first, micro_batches, every, first)
-
-
 class Descent:
-    """Finds the gradient that a sharpness policy descends."""
+    """Finds the gradient that a sharpness policy descends.
+
+    ``regularizer``: whose penalty is part of the loss that is perturbed; None: there is none.
+    """
 
     def __init__(
         self,
         passes: Passes,
         policy: Policy,
-        regularizer: Any,
+        regularizer: Regularizer | None,
         optimizer: Any,
     ):
         self.passes, self.policy, self.regularizer = passes, policy, regularizer
@@ -125,7 +59,7 @@ class Descent:
         self.moments = getattr(optimizer, "optimizer", optimizer).state
         self.sync = policy.config.sync == "global"
 
-    def all_shards(self, batch: Batch, micro_batches: int, step: Step) -> Found:
+    def all_shards(self, batch: Batch, micro_batches: int, step: Step) -> Slope:
         """One perturbation for the whole update, or one for every shard (m-sharpness)."""
         if self.sync:
             ascent = self._some(batch)
@@ -139,15 +73,15 @@ class Descent:
         size, world = len(batch.documents), self.accelerator.num_processes
         shards = size // (world * self.policy.config.m) if self.policy.config.m else 1
         pieces = math.ceil(micro_batches / shards)
-        total: Found | None = None
+        total: Slope | None = None
         for i in range(shards):
             # strided like micro-batches, so that every shard has texts of all lengths
             shard = self.accelerator.process_index * shards + i
             whole = batch.part(shard, world * shards)
-            parts = _pieces(whole, 0, pieces, pieces, shard * pieces)
+            parts = pieces_of(whole, 0, pieces, pieces, shard * pieces)
             ascent = self._some(whole)
             number = min(pieces, len(ascent.documents))
-            few = _pieces(ascent, 0, number, number, shard * pieces)
+            few = pieces_of(ascent, 0, number, number, shard * pieces)
             fresh = Step([], [], update=step.update, rate=step.rate, seed=step.seed)
             found = self.shard(parts, whole.targets(), few, ascent.targets(), fresh)
             found = _weighted(found, whole.targets() / batch.targets())
@@ -161,12 +95,12 @@ class Descent:
 
     def shard(
         self,
-        parts: list[Part],
+        parts: list[MicroBatch],
         targets: int,
-        ascent: list[Part],
+        ascent: list[MicroBatch],
         ascent_targets: int,
         step: Step,
-    ) -> Found:
+    ) -> Slope:
         """The gradient of ``parts``, perturbed by what ``ascent`` (a share of them) shows."""
         policy, number = self.policy, self.policy.passes(step.update)
         if policy.shares_encoder:
@@ -206,9 +140,9 @@ class Descent:
                     rows, count, cotangents=first.scores if policy.functional and last else None
                 )
                 step.gradients.append(_taken(weights))
-        return Found(first.loss, weights, policy.combine(step), policy.decoupled(step), step)
+        return Slope(first.loss, weights, policy.combine(step), policy.decoupled(step), step)
 
-    def _gradients(self, parts: Sequence[Part], targets: int, **options: Any) -> Result:
+    def _gradients(self, parts: Sequence[MicroBatch], targets: int, **options: Any) -> PassResult:
         found = self.passes.gradients(parts, targets, sync=self.sync, **options)
         self._penalise()
         return found
@@ -226,7 +160,7 @@ class Descent:
         return [a if b is None else a + b for a, b in zip(sums, more, strict=True)]
 
     def _some(self, batch: Batch) -> Batch:
-        """The examples that the first pass sees: every so-manieth."""
+        """The examples that the first pass sees: evenly spread over the batch."""
         share, size = self.policy.ascent_share(), len(batch.documents)
         if share == 1:
             return batch
@@ -236,7 +170,9 @@ class Descent:
     def _fits(self, batch: Batch) -> int:
         return max(1, len(batch.documents) // self.accelerator.num_processes)
 
-    def _worst(self, parts: Sequence[Part], first: Result) -> tuple[list[Part], int]:
+    def _worst(
+        self, parts: Sequence[MicroBatch], first: PassResult
+    ) -> tuple[list[MicroBatch], int]:
         """The examples whose loss rose most, among all ranks, and how many targets they have."""
         now = self.passes.look(parts).losses
         rises = [after - before for after, before in zip(now, first.losses, strict=True)]
@@ -257,7 +193,7 @@ class Descent:
 
     def _divergence(
         self,
-        parts: Sequence[Part],
+        parts: Sequence[MicroBatch],
         targets: int,
         named: dict[str, nn.Parameter],
         now: list[list[Tensor]],
@@ -286,7 +222,7 @@ class Descent:
                 total += _kl(a, b)[mask].sum()
         return (self.passes.reduce(total) if self.sync else total) / targets
 
-    def _decoder(self, parts: Sequence[Part], targets: int, step: Step) -> Found:
+    def _decoder(self, parts: Sequence[MicroBatch], targets: int, step: Step) -> Slope:
         """As :meth:`shard`, the decoder alone being perturbed: its encoder runs once.
 
         The encoder's graphs of all micro-batches are held until the second pass.
@@ -298,7 +234,9 @@ class Descent:
         total = torch.zeros((), device=self.accelerator.device)
         sums: list[Tensor] = []
         smoothing = passes.label_smoothing
-        plain = Passes(self.raw, self.accelerator, passes.codes_NT, passes.seed, smoothing)
+        plain = Passes(
+            self.raw, self.accelerator, passes.codes_NT, passes.seed, smoothing, passes.readers
+        )
         for part, (states, mask) in zip(parts, encoded, strict=True):
             losses, _ = plain.forward(part, encoded=(states.detach(), mask))
             loss = losses.sum() / targets
@@ -321,7 +259,7 @@ class Descent:
         weights = [p for p in every.values() if p.grad is not None]
         step.names = [n for n, p in every.items() if p.grad is not None]
         step.weights, step.gradients = list(weights), [_taken(weights)]
-        return Found(total, weights, self.policy.combine(step), None, step)
+        return Slope(total, weights, self.policy.combine(step), None, step)
 
 
 def _taken(weights: Sequence[nn.Parameter]) -> list[Tensor]:
@@ -342,18 +280,7 @@ def _require_float32(named: dict[str, nn.Parameter]) -> None:
             )
 
 
-def _pieces(batch: Batch, first: int, count: int, of: int, index: int = 0) -> list[Part]:
-    """``count`` of ``of`` equal pieces from number ``first`` on, numbered from ``index`` on; each
-    in its groups of about one length."""
-    whole = of == 1
-    return [
-        Part(group, index + i, number)
-        for i in range(count)
-        for number, group in enumerate((batch if whole else batch.part(first + i, of)).by_group())
-    ]
-
-
-def _weighted(found: Found, weight: float) -> Found:
+def _weighted(found: Slope, weight: float) -> Slope:
     if weight != 1:
         found.loss = found.loss * weight
         for gradients in (found.gradient, found.decoupled or []):
@@ -362,7 +289,7 @@ def _weighted(found: Found, weight: float) -> Found:
     return found
 
 
-def _added(one: Found, other: Found) -> Found:
+def _added(one: Slope, other: Slope) -> Slope:
     one.loss = one.loss + other.loss
     one.gradient = [a + b for a, b in zip(one.gradient, other.gradient, strict=True)]
     if one.decoupled is not None and other.decoupled is not None:
@@ -374,10 +301,3 @@ def _kl(reference: Tensor, now: Tensor) -> Tensor:
     """KL(reference || now) over the last dimension of logits."""
     old, new = torch.log_softmax(reference, -1), torch.log_softmax(now, -1)
     return (old.exp() * (old - new)).sum(-1)
-
-
-@torch.no_grad()
-def _take_decoupled(optimizer: Any, found: Found) -> None:
-    rates = {p: group["lr"] for group in optimizer.param_groups for p in group["params"]}
-    for weight, direction in zip(found.weights, found.decoupled or [], strict=True):
-        weight.add_(direction, alpha=-float(rates[weight]))

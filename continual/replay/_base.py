@@ -1,0 +1,21 @@
+"""Replay: the queries that later stages rehearse."""
+
+from continual.component import Component
+from continual.stream.view import QueryPool, StageView
+
+
+class Replay(Component):
+    """Nothing is rehearsed: later stages train on documents alone.
+
+    Relations: what every member with ``ratio: .inf`` is, bit for bit.
+    """
+
+    ratio: float = float("inf")
+    """Indexing examples per rehearsed query in stages n > 0; inf: nothing is rehearsed."""
+
+    def pools(self, view: StageView) -> list[QueryPool]:
+        """The queries of the stage, the same whenever it is asked: also in a run that is resumed.
+
+        Whatever has to be made or written is, by ``begin_stage``.
+        """
+        return []
