@@ -39,12 +39,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
         parser = _parser()
         options, rest = parser.parse_known_args(arguments)
         # argparse takes positional arguments in one piece: dsi train FILE --overwrite seed=1,
-        # dsi search RUN --k 3 QUERY
+        # dsi search RUN --k 3 QUERY, dsi add RUN --replace FOLDER
         has_options = any(word.startswith("-") for word in rest)
         if not has_options and hasattr(options, "settings"):
             options.settings += rest
         elif not has_options and len(rest) == 1 and getattr(options, "query", "") is None:
             options.query = rest[0]
+        elif not has_options and len(rest) == 1 and getattr(options, "folder", "") is None:
+            options.folder = rest[0]
         else:
             options = parser.parse_args(arguments)
         for package in getattr(options, "plugin", ()):
@@ -91,9 +93,17 @@ def _parser() -> argparse.ArgumentParser:
     add_train_arguments(train)
     train.set_defaults(run=run_train)
 
-    add = commands.add_parser("add", help="index one more corpus into a finished run")
+    add = commands.add_parser("add", help="add a corpus to a finished run, or remove documents")
     add.add_argument("run_folder", metavar="RUN", type=Path, help="run directory")
-    add.add_argument("folder", metavar="FOLDER", help="corpus: a BEIR folder")
+    add.add_argument("folder", metavar="FOLDER", nargs="?", help="corpus: a BEIR folder")
+    add.add_argument(
+        "--remove", type=Path, metavar="FILE", help="these documents go: ids, one a line"
+    )
+    add.add_argument(
+        "--replace",
+        action="store_true",
+        help="documents of FOLDER whose ids the run has already are their new texts",
+    )
     _add_accept(add)
     _add_plugin(add)
     add.set_defaults(run=_add)
@@ -227,7 +237,15 @@ def _train_config(settings: list[str], resume: bool) -> "RunConfig":
 def _add(options: argparse.Namespace) -> int:
     from continual.runs import add
 
-    add(options.run_folder, options.folder, options.accept)
+    if options.folder is None and options.remove is None:
+        raise UserError("dsi add: neither FOLDER nor --remove FILE; see dsi add --help")
+    if options.folder is None and options.replace:
+        raise UserError("--replace: the new texts are those of FOLDER; give one")
+    remove = _read_ids(options.remove) if options.remove is not None else {}
+    if options.remove is not None and not remove:
+        raise UserError(f"{options.remove}: no document ids; write one a line")
+    places = {key: f"{options.remove}:{line}" for key, line in remove.items()}
+    add(options.run_folder, options.folder, options.accept, places, options.replace)
     return 0
 
 
@@ -240,10 +258,10 @@ def _search(options: argparse.Namespace) -> int:
     for line in index.warnings:
         print(f"dsi: warning: {printable(line)}", file=sys.stderr)
     if options.corpus is not None or options.documents is not None:
-        listed = _read_ids(options.documents) if options.documents else None
+        listed = list(_read_ids(options.documents)) if options.documents else None
         index = index.among(listed, options.corpus)
     if options.without is not None:
-        index = index.without(_read_ids(options.without))
+        index = index.without(list(_read_ids(options.without)))
     if options.query is not None:
         _print_results(index.search([options.query], options.k)[0])
         return 0
@@ -281,7 +299,8 @@ def _corpus(text: str) -> str:
     return f"D{int(text)}" if text.isdecimal() and text.isascii() and len(text) < 10 else text
 
 
-def _read_ids(path: Path) -> list[str]:
+def _read_ids(path: Path) -> dict[str, int]:
+    """The ids of a file, and on which line each stands."""
     from dsi.files import refuse_special
 
     refuse_special(path, "give a file of document ids, one a line")
@@ -290,7 +309,7 @@ def _read_ids(path: Path) -> list[str]:
     except (OSError, ValueError) as error:
         what = f"cannot be read ({error})"
         raise UserError(f"{path}: {what}; give document ids, one a line") from error
-    return [line.strip() for line in lines if line.strip()]
+    return {line.strip(): number for number, line in enumerate(lines, 1) if line.strip()}
 
 
 def _print_results(results: list) -> None:

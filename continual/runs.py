@@ -3,6 +3,7 @@
 import os
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack, closing
+from itertools import compress
 from pathlib import Path
 from typing import Any
 
@@ -12,9 +13,10 @@ from continual.config.loading import read_resolved
 from continual.config.schema import RunConfig
 from continual.devices.accelerator import make_accelerator, on_main
 from continual.run import directory
+from continual.run.arrivals import check_entry
 from continual.run.docids import Assignment
 from continual.run.lock import only_writer
-from continual.run.material import Material, make_model, prepare, read_parts
+from continual.run.material import Material, make_model, prepare, read_added, read_arrivals
 from continual.run.stage_index import absolute, text_sources
 from continual.stream.stream import Stream
 from continual.trainer import Trainer
@@ -88,28 +90,54 @@ def _claim(held: ExitStack, folder: Path) -> tuple[RunConfig, list, Accelerator]
     return config, added, accelerator
 
 
-def add(folder: Path, corpus: str, accept: Sequence[str] = ()) -> Path:
-    """Index one more corpus into a finished run, as its next stage."""
+def add(
+    folder: Path,
+    corpus: str | None,
+    accept: Sequence[str] = (),
+    remove: Mapping[str, str] | None = None,
+    replace: bool = False,
+) -> Path:
+    """One more stage of a finished run: index a corpus, remove documents, or both.
+
+    ``remove``: ids of documents that go, and what an error calls the place where each is named.
+    ``replace``: documents of ``corpus`` whose ids are there already are their new texts.
+    """
     with reported(folder), ExitStack() as held:
-        return _add(held, folder, corpus, accept)
+        return _add(held, folder, corpus, accept, remove or {}, replace)
 
 
-def _add(held: ExitStack, folder: Path, corpus: str, accept: Sequence[str]) -> Path:
+def _add(
+    held: ExitStack,
+    folder: Path,
+    corpus: str | None,
+    accept: Sequence[str],
+    remove: Mapping[str, str],
+    replace: bool,
+) -> Path:
     config, added, accelerator = _claim(held, folder)
     path = folder / "matrix.json"
     before = directory.read_matrix(path) if path.exists() else {"corpora": []}
-    old, _ = read_parts(config, added)
-    if len(before["corpora"]) < len(old):
+    arrivals, warnings = read_arrivals(config, added)
+    old, done = len(arrivals.parts), len(before["corpora"])
+    if done < old:
         raise UserError(
-            f"{folder}: only {len(before['corpora'])} of {len(old)} stages are finished; finish "
-            f"them first: dsi train --resume {folder}"
+            f"{folder}: only {done} of {old} stages are finished; finish them first: dsi train "
+            f"--resume {folder}"
         )
-    entry: dict[str, Any] = {"corpus": absolute(corpus)}
-    parts, warnings = read_parts(config, [entry], old)
-    material = prepare(config, folder / "tokenizer", read=(parts, warnings))
+    entry: dict[str, Any] = {} if corpus is None else {"corpus": absolute(corpus)}
+    if remove:
+        arrivals.check_removed(remove)
+        entry["remove"] = list(remove)
+    more, found = read_added(config, entry)
+    if replace and more is not None:
+        ids = more.documents["id"].to_pylist()
+        entry["replace"] = [*compress(ids, (arrivals.present(ids) >= 0).tolist())]
+    warnings += [*found, *arrivals.add(more, entry)]
+    material = prepare(config, folder / "tokenizer", read=(arrivals.parts, warnings))
     docids = Assignment(config, material.stream, folder, accelerator)
-    docids.check(len(old))
-    entry["content_hash"] = parts[-1].corpus.content_hash
+    docids.check(old)
+    if more is not None:
+        entry["content_hash"] = more.content_hash
     return _run(config, folder, material, accelerator, docids, [*added, entry], True, accept)
 
 
@@ -166,8 +194,7 @@ def _read_run(folder: Path) -> tuple[RunConfig, list]:
     path = folder / "added.json"
     added = read_json(path, list) if path.exists() else []
     for entry in added:
-        if not (isinstance(entry, dict) and isinstance(entry.get("corpus"), str | dict)):
-            raise UserError(f"{path}: an entry without its corpus; restore the file")
+        check_entry(path, entry)
     return config, added
 
 
@@ -187,6 +214,7 @@ def _show(folder: Path) -> None:
 def evaluate(folder: Path, stage: int | None = None, split: str = "test") -> list[str]:
     """Recompute one row of the matrix from the stage's model; returns lines to print."""
     from continual.measure.evaluation import METRICS, Evaluator
+    from continual.run.docids import codes_at
     from dsi.index import check_fit
     from dsi.model.dsi_model import load_model
 
@@ -205,9 +233,10 @@ def evaluate(folder: Path, stage: int | None = None, split: str = "test") -> lis
     accelerator = make_accelerator(config)
     model = load_model(directory.stage_folder(folder, stage) / "model")
     with as_written(folder / "docids"):
-        check_fit(model, material.tokenizer, None, scheme.codes_NT, stream.count(stage))
+        codes_NT = codes_at(scheme, stream, stage)
+        check_fit(model, material.tokenizer, None, codes_NT, stream.count(stage))
         model.to(accelerator.device)
-        evaluator = Evaluator(config, stream, model, scheme.codes_NT, accelerator)
+        evaluator = Evaluator(config, stream, model, codes_NT, accelerator)
     queries = [stream.judged_queries(split, corpus) for corpus in range(stage + 1)]
     results, how = evaluator.evaluate(stage, queries, evaluator.documents_found(stage))
     lines = [f"stage {stage}, {split} queries" + "".join(f"{m:>20}" for m in METRICS)]

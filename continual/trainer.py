@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import numpy as np
 import torch
@@ -45,6 +45,7 @@ from dsi.files import write_json
 from dsi.model.dsi_model import DSIModel
 from dsi.search.trie import Trie
 from dsi.seeding import derive
+from dsi.text.tokens import pad_id
 
 
 class Trainer:
@@ -131,7 +132,7 @@ class Trainer:
     def _begin(self, state: TrainState, stage: int) -> StageView:
         """Docids, model and optimizer follow the stream, and every component begins."""
         config, method = self.config, self.method
-        self.events.extend(self.stream.count(stage))
+        self.events.extend(self.stream.count(stage), self.stream.replaced(stage))
         model, origins = state.model, {}
         moments = named_state(state.optimizer, model)
         if stage > 0:
@@ -141,7 +142,9 @@ class Trainer:
             model.to(self.accelerator.device)
         elif stage > 0:
             generator = torch.Generator().manual_seed(derive(config.seed, "new rows", stage))
-            origins = model.resize(self.docids.scheme.code_sizes, generator)
+            kept = self.docids.kept_rows(stage)
+            rows = None if kept is None else torch.from_numpy(kept)
+            origins = model.resize(self.docids.code_sizes(stage), generator, rows)
         model.zero_grad()  # what is frozen now would keep its last gradient, and clipping count it
         method.parameters.shape(model, stage)
         method.parameters.select(model, stage)
@@ -209,7 +212,7 @@ class Trainer:
             self._codes(state.stage),
             budget,
             sum(state.num_updates),
-            cast(int, self.tokenizer.pad_token_id or 0),
+            pad_id(self.tokenizer),
         )
         try:
             with self.signals.noted(), closing(loop.train(stop)) as updates:
@@ -320,7 +323,8 @@ class Trainer:
     def _look(self, state: TrainState, stage: int, evaluator: Evaluator) -> np.ndarray:
         """Which documents of U_n the model finds now; counts forgetting events."""
         found = evaluator.documents_found(stage)
-        self.events.update(np.arange(len(found)), found, self.total(state))
+        members = self.stream.members(stage)
+        self.events.update(members, found[members], self.total(state))
         return found
 
     def _evaluator(self, state: TrainState, stage: int) -> Evaluator:
@@ -328,10 +332,8 @@ class Trainer:
         return Evaluator(self.config, stream, state.model, codes, self.accelerator, stage)
 
     def _codes(self, stage: int) -> np.ndarray:
-        """Codes (N, T) of U_n's documents; atomic ones as long as D_0 has no docids."""
-        if self.docids.corpora:
-            return self.docids.scheme.codes_NT
-        return np.arange(self.stream.count(stage), dtype=np.int32)[:, None]
+        """Codes (N, T) of the documents that have arrived, all -1 where one was removed."""
+        return self.docids.codes(stage)
 
     def _start(self) -> TrainState:
         self.docids.clear()
@@ -345,11 +347,11 @@ class Trainer:
         return TrainState(model, make_optimizer(model, self.config.training))
 
     def _new_model(self, stage: int) -> DSIModel:
-        scheme = self.docids.scheme
-        return make_model(self.config, self.tokenizer, scheme.code_sizes, stage, scheme.shared)
+        sizes, shared = self.docids.code_sizes(stage), self.docids.scheme.shared
+        return make_model(self.config, self.tokenizer, sizes, stage, shared)
 
     def _skip(self, state: TrainState, stage: int) -> None:
-        self.events.extend(self.stream.count(stage))
+        self.events.extend(self.stream.count(stage), self.stream.replaced(stage))
         state.rows.append(None)
         state.num_updates.append(0)
         state.stage = stage
@@ -359,6 +361,8 @@ class Trainer:
         training = self.config.training
         if training.restart:
             return training.updates + stage * training.updates_per_stage
+        if not len(self.stream.changed(stage)):  # it only removes
+            return 0
         return training.updates if stage == 0 else training.updates_per_stage
 
     def total(self, state: TrainState, finished: bool = False) -> int:
@@ -372,6 +376,7 @@ class Trainer:
             [len(queries) for queries in self.queries],
             np.diff(self.stream.offsets).tolist(),
             state.num_updates,
+            directory.counts_at(self.stream, self.queries, len(state.rows)),
         )
 
     def _save(self, state: TrainState) -> None:

@@ -12,7 +12,6 @@ no question copied from its passage; D_0 half of the documents, D_1..D_5 a tenth
 """
 
 import argparse
-import json
 import statistics
 import sys
 from collections import Counter, defaultdict
@@ -22,6 +21,7 @@ from typing import Any
 
 from data import _measures, _reading
 from data._writing import run
+from dsi.corpus.streams import read_stream_file
 from dsi.errors import UserError
 
 KINDS = ("what", "why", "who", "how", "when", "where", "which", "yesno", "keyword")
@@ -247,22 +247,23 @@ def _check_streams(folder: Path, documents: dict, strict: bool, report: Report) 
     for path in paths:
         name = f"streams/{path.name}"
         try:
-            corpora = json.loads(path.read_text(encoding="utf-8-sig"))
-        except (json.JSONDecodeError, UnicodeDecodeError) as error:
-            report.problems.append(f"{name}: broken JSON ({error})")
+            _, stages = read_stream_file(path)
+        except UserError as error:
+            report.problems.append(str(error).replace(str(path), name))
             continue
-        if (
-            not isinstance(corpora, dict)
-            or list(corpora) != [f"D{n}" for n in range(len(corpora))]
-            or not all(isinstance(ids, list) for ids in corpora.values())
-        ):
-            report.problems.append(f'{name}: not of the form {{"D0": [ids], "D1": [ids], ...}}')
-            continue
-        counts = Counter(str(key) for ids in corpora.values() for key in ids)
-        report.problems += [f"{name}: unknown document {k!r}" for k in counts if k not in documents]
+        counts = Counter(key for stage in stages for key in stage.add)
+        texts = {key for stage in stages for key in stage.replace.values()}
+        named = {key for stage in stages for key in (*stage.remove, *stage.replace)}
+        report.problems += [
+            f"{name}: unknown document {k!r}"
+            for k in dict.fromkeys([*counts, *sorted(named | texts)])
+            if k not in documents
+        ]
         report.problems += [f"{name}: {k!r} comes {n} times" for k, n in counts.items() if n > 1]
-        report.problems += [f"{name}: {k!r} is in no corpus" for k in documents if k not in counts]
-        sizes = [len(ids) for ids in corpora.values()]
+        report.problems += [
+            f"{name}: {k!r} is in no corpus" for k in documents if k not in counts.keys() | texts
+        ]
+        sizes = [len(stage.add) for stage in stages]
         report.table.append((f"stream {path.stem}", " + ".join(map(str, sizes))))
         shares = [size / len(documents) for size in sizes]
         if strict and (

@@ -74,6 +74,7 @@ class SearchIndex:
         self._corpus_N = documents.corpus_N
         # what the ranker calls each document, in rising order
         self._number_N = np.arange(len(documents.ids)) if numbers is None else numbers
+        self._replaced = settings.replaced
         self._corpora = [(corpus, id_rows(corpus.documents["id"])) for corpus in corpora]
         self._lowercase = settings.lowercase
         self._allowed: np.ndarray | None = None
@@ -210,8 +211,12 @@ class SearchIndex:
 
     def _result(self, number: int, score: float) -> Result:
         document_id = self.document_ids[int(np.searchsorted(self._number_N, number))]
-        for corpus, lookup in self._corpora:
-            row = int(lookup.rows([document_id])[0])
+        key, corpora = document_id, self._corpora
+        if document_id in self._replaced:
+            place, key = self._replaced[document_id]
+            corpora = [self._corpora[place]]
+        for corpus, lookup in corpora:
+            row = int(lookup.rows([key])[0])
             if row >= 0:
                 found = corpus.documents.slice(row, 1)
                 return Result(

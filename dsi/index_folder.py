@@ -15,7 +15,7 @@ the index, ``{"schema": 2, "index": "stages/05"}``, as a run does for its last s
 import math
 import os
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -48,10 +48,13 @@ class Settings:
     title: bool = True
     lowercase: bool = False
     prompt: str = ""
+    replaced: Mapping[str, list[Any]] = field(default_factory=dict)
+    """Documents whose text has changed: by id, [place in ``corpora``, id of the row with it]."""
 
     def to_json(self) -> dict[str, Any]:
         """The content of index.json."""
-        return {"schema": SCHEMA, **asdict(self)}
+        values = {"schema": SCHEMA, **asdict(self)}
+        return values if self.replaced else {k: v for k, v in values.items() if k != "replaced"}
 
 
 @dataclass(frozen=True)
@@ -158,8 +161,12 @@ def _settings(path: Path, value: dict[str, Any]) -> Settings:
         if len(value["part_hashes"]) != len(value["corpora"]):
             raise ValueError("part_hashes must be as many as corpora")
         hashes = [{key: one[key] for key in ("documents", *SPLITS)} for one in value["part_hashes"]]
+        replaced = value.get("replaced", {})
+        for place, row in replaced.values():
+            if not (type(place) is int and 0 <= place < len(hashes) and isinstance(row, str)):
+                raise ValueError("replaced must name a corpus and a row")
     kept: dict[str, Any] = {key: value[key] for key in right}
-    return Settings(**{**kept, "part_hashes": hashes})
+    return Settings(**{**kept, "part_hashes": hashes, "replaced": replaced})
 
 
 def _is_below(path: Path, folder: Path) -> bool:

@@ -221,7 +221,7 @@ def test_growth_with_parameters():
 def test_the_stream_of_equal_corpora(cache, tmp_path):
     scaling.write_stream(tmp_path / "corpus", 3, 5)
     corpus = read_corpus(str(tmp_path / "corpus"))
-    assert [len(rows) for rows in read_stream(corpus, "equal")] == [5, 5, 5]
+    assert [len(stage.added) for stage in read_stream(corpus, "equal")] == [5, 5, 5]
     assert len(corpus.qrels["train"]) == len(corpus.qrels["test"]) == 15
 
 

@@ -93,30 +93,36 @@ class Evaluator:
         )
 
     def documents_found(self, stage: int) -> np.ndarray:
-        """Whether each document of U_n decodes to its own docid from its first tokens: bool (N,).
+        """Whether each document decodes to its own docid from its first tokens: bool (N,), False
+        for those that have been removed.
 
         Greedy search: the one docid that the model writes, without the length penalty, which
         would choose between the docid where it ends and a longer one.
         """
-        count, tokens = self.stream.count(stage), self.stream.tokens
-        starts = tokens.offsets[:count]
-        lengths = np.minimum(tokens.lengths[:count], self.config.evaluation.document_length)
+        members, tokens = self.stream.members(stage), self.stream.tokens_at(stage)
+        starts = tokens.offsets[members]
+        lengths = np.minimum(tokens.lengths_of(members), self.config.evaluation.document_length)
         heads = slices(tokens, starts, lengths)
         prompt = prompt_ids(self.stream.tokenizer, self.config.prompts.indexing)
         greedy = partial(self.ranker.rank, k=1, beams=1, length_penalty=0.0)
         best = self.rank(heads, prompt, greedy)
-        return best.numbers_QK[:, 0] == np.arange(count)
+        found = np.zeros(self.stream.count(stage), bool)
+        found[members] = best.numbers_QK[:, 0] == members
+        return found
 
     def evaluate(
         self, stage: int, queries: list[Judged], found: np.ndarray
     ) -> tuple[list[CorpusResult], dict[str, Any]]:
         """Results on D_0 .. D_n, and how the search went (see :meth:`Ranking.speed_and_validity`).
 
-        ``queries[o]`` are those of D_o; ``found``: see documents_found. A corpus without queries
-        has ``None`` for the retrieval metrics.
+        ``queries[o]`` are those of D_o; ``found``: see documents_found. Only answers that are there
+        in the stage count: a query without any is not asked. A corpus without queries has ``None``
+        for the retrieval metrics, one without documents for indexing accuracy, too.
         """
+        present = self.stream.present(stage)
+        queries = [queries[o].among(present) for o in range(stage + 1)]
         settings = self.config.evaluation
-        tokens = Tokens.concatenate([queries[o].tokens for o in range(stage + 1)])
+        tokens = Tokens.concatenate([own.tokens for own in queries])
         prompt = prompt_ids(self.stream.tokenizer, self.config.prompts.retrieval)
         searches = [partial(self.ranker.rank, k=settings.depth)]
         if settings.unconstrained:
@@ -128,13 +134,14 @@ class Evaluator:
         results, start = [], 0
         for o in range(stage + 1):
             stop = start + len(queries[o])
+            low, high = self.stream.range(o)
             results.append(
                 _result(
                     o,
                     queries[o],
                     ranking.numbers_QK[start:stop],
                     ranking.scores_QK[start:stop],
-                    found[self.stream.offsets[o] : self.stream.offsets[o + 1]],
+                    found[low:high][present[low:high]],
                 )
             )
             start = stop
@@ -206,5 +213,6 @@ def _result(
         values["hits@1"] = float(hits(ranks, 1))
         values["hits@10"] = float(hits(ranks, 10))
         values["mrr@10"] = float(mrr(ranks, 10))
-    values["indexing_accuracy"] = float(indexed.mean())
+    if len(indexed):
+        values["indexing_accuracy"] = float(indexed.mean())
     return CorpusResult(corpus, values, queries, ranks, top, scores)

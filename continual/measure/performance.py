@@ -1,8 +1,10 @@
 """The performance matrix P and what follows from it, as pure functions.
 
 ``P[n][o]`` is a metric on corpus D_o after stage n. Rows are lists; entries above the diagonal
-may be missing or None. None (or NaN) on or below it means a corpus without test queries: it is
-left out of the averages. Every function returns one value per stage, None where undefined.
+may be missing or None. None (or NaN) on or below it means a corpus without test queries, or none
+whose answers are still there: it is left out of the averages. P[n][o] is measured on what is left
+of D_o after stage n, so documents that are removed are no forgetting. Every function returns one
+value per stage, None where undefined.
 
 Papers share names and not definitions, so here each name is one formula. The unqualified
 ``average_performance``, ``forgetting`` and ``learning_performance`` are A_n, F_n and LA_n of
@@ -148,8 +150,14 @@ class ForgettingEvents:
         self.evaluated_at: list[int] = []
         self.counts = _no_counts(num_documents)
 
-    def extend(self, num_documents: int) -> None:
-        """Make room for the documents of the next corpus: ``num_documents`` in total."""
+    def extend(self, num_documents: int, replaced: Sequence[int] | np.ndarray = ()) -> None:
+        """Make room for the documents of the next corpus: ``num_documents`` in total.
+
+        ``replaced``: those that begin anew, since their text is another one. A document that has
+        been removed keeps what was counted until then.
+        """
+        for column, start in zip(self.counts, _no_counts(1), strict=True):
+            column[np.asarray(replaced, np.int64)] = start[0]
         new = _no_counts(num_documents - len(self.counts.events))
         pairs = zip(self.counts, new, strict=True)
         self.counts = EventCounts(*(np.concatenate(pair) for pair in pairs))

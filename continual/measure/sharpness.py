@@ -73,12 +73,13 @@ def measure_stage(
 
 def sample(config: RunConfig, stream: Stream, stage: int) -> list[Batch]:
     """The stage's documents, at most ``evaluation.batch_size`` in a batch, short ones first."""
-    evaluation, count = config.evaluation, stream.count(stage)
-    rng = numpy_rng(config.seed, "sharpness", stage)
-    rows = rng.choice(count, min(evaluation.sharpness.examples, count), replace=False)
-    lengths = np.minimum(stream.tokens.lengths_of(rows), evaluation.document_length)
+    evaluation, members = config.evaluation, stream.members(stage)
+    rng, count = numpy_rng(config.seed, "sharpness", stage), len(members)
+    rows = members[rng.choice(count, min(evaluation.sharpness.examples, count), replace=False)]
+    tokens = stream.tokens_at(stage)
+    lengths = np.minimum(tokens.lengths_of(rows), evaluation.document_length)
     prompt = prompt_ids(stream.tokenizer, config.prompts.indexing)
-    heads = slices(stream.tokens, stream.tokens.offsets[rows], lengths, prompt=prompt)
+    heads = slices(tokens, tokens.offsets[rows], lengths, prompt=prompt)
     order = np.argsort(lengths, kind="stable")
     pad = pad_id(stream.tokenizer)
     batches = []

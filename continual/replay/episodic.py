@@ -41,7 +41,7 @@ class EpisodicReplay(Replay):
         if n == 0:
             return []
         corpora = {"initial": [0], "new": [n], "seen": list(range(n + 1))}[self.config.documents]
-        parts = [view.stream.train_queries(o) for o in corpora]
+        parts = [view.stream.train_queries(o, n) for o in corpora]
         tokens = Tokens.concatenate([part[0] for part in parts])
         documents = np.concatenate([part[1] for part in parts])
         return [QueryPool("episodic", tokens, documents, 1.0)] if len(documents) else []

@@ -4,12 +4,13 @@ import json
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, TypeAlias
 
 import numpy as np
 from annotated_types import Ge
 
 from continual.replay._base import Replay
+from continual.stream.stream import Stream
 from continual.stream.view import QueryPool, StageView, true_queries
 from dsi.errors import UserError
 from dsi.files import (
@@ -29,6 +30,9 @@ from dsi.queries.sampling import DecodingConfig
 from dsi.seeding import derive
 from dsi.settings import Count, Settings, Share
 from dsi.text.tokens import LONGEST_QUERY, Tokens, tokenize, tokenizer_fingerprint
+
+Queries: TypeAlias = tuple[Tokens, np.ndarray]
+"""Texts, and the number of the document that each asks for."""
 
 
 class GenerativeReplay(Replay):
@@ -73,43 +77,41 @@ class GenerativeReplay(Replay):
     def __init__(self, config: Config):
         super().__init__(config)
         self.ratio = config.ratio
-        self._memory: dict[int, dict[str, tuple[Tokens, np.ndarray]]] = {}
+        self._memory: dict[int, dict[str, Queries]] = {}
 
     def begin_stage(self, view: StageView) -> None:
-        """Write the pseudo-queries of the stage's corpora that have none yet.
+        """Write the pseudo-queries of the documents to rehearse that have none yet.
 
-        What was written for a corpus is in stages/NN/pseudo_queries.jsonl of the run directory:
-        that file is the memory, and a resumed run reads it.
+        What was written for the documents that are new or changed in a stage is in its
+        stages/NN/pseudo_queries.jsonl of the run directory: that file is the memory, and a resumed
+        run reads it. Lines of documents that were removed or replaced later are passed over.
         """
-        for corpus in self._corpora(view.stage):
-            path = _file(view, corpus)
+        for stage, documents in self._rehearsed(view):
+            path = _file(view, stage)
             # asked of the main process, whose view of the folder is the newest
             if share(view.accelerator, not path.exists()):
-                self._write(view, corpus, path)
+                self._write(view, stage, documents, path)
             view.wait()
             # logged by the stage that writes, also when a run goes on after that stage was cut off
             for writer, values in read_json(path.with_name("memory_quality.json")).items():
                 if values["stage"] == view.stage:
                     shown = {k: v for k, v in values.items() if isinstance(v, int | float)}
-                    view.log({"memory": writer, "corpus": f"D{corpus}", **shown})
+                    view.log({"memory": writer, "corpus": f"D{stage}", **shown})
 
     def pools(self, view: StageView) -> list[QueryPool]:
         """The pseudo-queries of the stage, and D_0's own where they are stored."""
         config, n = self.config, view.stage
         pools: list[QueryPool] = []
-        corpora = self._corpora(n)
-        for corpus in corpora:
-            if corpus not in self._memory:
-                self._memory[corpus] = self._read(view, corpus)
-        for writer in self._writers() if corpora else []:
-            parts = [self._memory[c][writer] for c in corpora if writer in self._memory[c]]
-            if parts:
+        memory = self._memory_of(view)
+        for writer in self._writers():
+            parts = [part[writer] for part in memory if writer in part]
+            if sum(len(numbers) for _, numbers in parts):
                 tokens = Tokens.concatenate([part[0] for part in parts])
                 documents = np.concatenate([part[1] for part in parts])
                 each = self._weight(n) / len(self._writers())
                 pools.append(QueryPool(writer, tokens, documents, each, by_document=True))
         if n > 0 and config.stored_queries > 0:
-            stored = true_queries(view.stream, config.stored_queries)
+            stored = true_queries(view.stream, config.stored_queries, n)
             pools += [stored] if stored else []
         return pools
 
@@ -117,36 +119,49 @@ class GenerativeReplay(Replay):
         """Of the pseudo-queries among all pools."""
         return self.config.first_stage if stage == 0 else 1.0 - self.config.stored_queries
 
-    def _corpora(self, stage: int) -> list[int]:
-        """Whose pseudo-queries a stage rehearses."""
-        is_rehearsed = stage == 0 or self.config.ratio != float("inf")
-        if not is_rehearsed or self._weight(stage) <= 0:
+    def _rehearsed(self, view: StageView) -> list[tuple[int, np.ndarray]]:
+        """The documents whose pseudo-queries a stage rehearses, by the stage of their texts."""
+        stream, n = view.stream, view.stage
+        is_rehearsed = n == 0 or self.config.ratio != float("inf")
+        if not is_rehearsed or self._weight(n) <= 0:
             return []
-        choice = {"initial": [0], "new": [stage], "seen": list(range(stage + 1))}
-        return choice[self.config.documents]
+        documents = view.documents
+        if self.config.documents != "seen":
+            chosen = stream.added(0) if self.config.documents == "initial" else stream.changed(n)
+            documents = np.intersect1d(documents, chosen)
+        since = stream.text_stages(documents, n)
+        return [(stage, documents[since == stage]) for stage in np.unique(since).tolist()]
 
     def _writers(self) -> list[str]:
         return ["lexical", "learned"] if self.config.memory == "both" else [self.config.memory]
 
-    def _read(self, view: StageView, corpus: int) -> dict[str, tuple[Tokens, np.ndarray]]:
-        path = _file(view, corpus)
-        start = int(view.stream.offsets[corpus])
+    def _memory_of(self, view: StageView) -> list[dict[str, Queries]]:
+        """What was written for the documents to rehearse, stage by stage of their texts."""
+        found = []
+        for stage, documents in self._rehearsed(view):
+            if stage not in self._memory:
+                self._memory[stage] = self._read(view, stage)
+            memory = self._memory[stage].items()
+            found.append({writer: _among(queries, documents) for writer, queries in memory})
+        return found
+
+    def _read(self, view: StageView, stage: int) -> dict[str, Queries]:
+        path = _file(view, stage)
         memory = {}
         for writer in self._writers():
             numbers, texts = [], []
-            for number, queries in _read(path, writer):
-                numbers += [start + number] * len(queries)
+            for number, queries in _read(path, writer, stage, view.stream.offsets):
+                numbers += [number] * len(queries)
                 texts += queries
             if texts:
                 tokens = tokenize(view.tokenizer, texts).heads(LONGEST_QUERY)
                 memory[writer] = (tokens, np.asarray(numbers, np.int64))
         return memory
 
-    def _write(self, view: StageView, corpus: int, path: Path) -> None:
+    def _write(self, view: StageView, stage: int, documents: np.ndarray, path: Path) -> None:
         config, stream = self.config, view.stream
-        start, stop = int(stream.offsets[corpus]), int(stream.offsets[corpus + 1])
-        texts = list(stream.texts(start, stop))
-        ids = stream.document_ids(start, stop)
+        texts = list(stream.texts_at(documents, stage))
+        places = _places(stream, stage, documents)
         made = {writer: self._generate(view, writer, texts) for writer in self._writers()}
         if not view.is_main:
             return
@@ -157,8 +172,8 @@ class GenerativeReplay(Replay):
             found = measure(queries, texts, seed=view.seed)
             # a dict, so it stays out of metrics.jsonl: equal runs take different times
             quality[writer] = {"stage": view.stage, **found, "generation": speed}
-            for number, (document, own) in enumerate(zip(ids, queries, strict=True)):
-                line = {"document": document, "number": number, "writer": writer, "queries": own}
+            for place, own in zip(places, queries, strict=True):
+                line = {**place, "writer": writer, "queries": own}
                 lines.append(json.dumps(line, ensure_ascii=False) + "\n")
         write_json(path.with_name("memory_quality.json"), quality)
         write_text(path, "".join(lines))
@@ -236,8 +251,25 @@ class GenerativeReplay(Replay):
         return view.tokenizer if source == "scratch" else load_tokenizer(source)
 
 
-def _file(view: StageView, corpus: int) -> Path:
-    return view.run_folder / "stages" / f"{corpus:02d}" / "pseudo_queries.jsonl"
+def _file(view: StageView, stage: int) -> Path:
+    return view.run_folder / "stages" / f"{stage:02d}" / "pseudo_queries.jsonl"
+
+
+def _places(stream: Stream, stage: int, documents: np.ndarray) -> list[dict[str, Any]]:
+    """How the file of a stage names documents: id and number in D_stage, or in the corpus named."""
+    places: list[dict[str, Any]] = []
+    rows = (stream.ids_of(documents), documents.tolist(), stream.corpus_of(documents).tolist())
+    for document, number, corpus in zip(*rows, strict=True):
+        place = {"document": document, "number": number - stream.range(corpus)[0]}
+        places.append(place if corpus == stage else {**place, "corpus": f"D{corpus}"})
+    return places
+
+
+def _among(queries: Queries, documents: np.ndarray) -> Queries:
+    """The queries for some documents; the same arrays where these are all there are."""
+    tokens, numbers = queries
+    kept = np.isin(numbers, documents)
+    return queries if kept.all() else (tokens.take(np.flatnonzero(kept)), numbers[kept])
 
 
 def _filtered(queries: list[list[str]], texts: list[str], k: int) -> list[list[str]]:
@@ -251,9 +283,13 @@ def _filtered(queries: list[list[str]], texts: list[str], k: int) -> list[list[s
     return [own or before for own, before in zip(kept, queries, strict=True)]
 
 
-def _read(path: Path, writer: str) -> Iterator[tuple[int, list[str]]]:
+def _read(
+    path: Path, writer: str, stage: int, offsets: np.ndarray
+) -> Iterator[tuple[int, list[str]]]:
+    """Document numbers and what a writer wrote for them."""
     with as_written(path), open(path, encoding="utf-8") as file:
         for line in file:
             entry = json.loads(line)
             if entry["writer"] == writer:
-                yield entry["number"], entry["queries"]
+                corpus = int(entry.get("corpus", f"D{stage}")[1:])
+                yield int(offsets[corpus]) + entry["number"], entry["queries"]

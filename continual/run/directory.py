@@ -10,7 +10,7 @@ import shutil
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +22,7 @@ from continual.config.schema import RunConfig
 from continual.measure.evaluation import METRICS, CorpusResult
 from continual.measure.performance import summary
 from continual.run.lock import FILES as LOCK_FILES
-from continual.stream.stream import Stream
+from continual.stream.stream import Judged, Stream
 from dsi.corpus.records import show
 from dsi.docids import codes_from_text, codes_to_text, stack_codes
 from dsi.docids import read_docids as read_table
@@ -228,7 +228,7 @@ def note_environment(folder: Path, **values: Any) -> None:
 
 def write_docids(folder: Path, stream: Stream, corpus: int, scheme: Any) -> None:
     """docids/Dn.tsv: document id, docid."""
-    start, stop = int(stream.offsets[corpus]), int(stream.offsets[corpus + 1])
+    start, stop = stream.range(corpus)
     ids = stream.document_ids(start, stop)
     texts = codes_to_text(scheme.codes_NT[start:stop])
     lines = (f"{document}\t{docid}\n" for document, docid in zip(ids, texts, strict=True))
@@ -241,7 +241,9 @@ def read_docids(folder: Path, stream: Stream, corpora: int, scheme: Any) -> None
     parts: list[np.ndarray] = []
     for n in range(corpora):
         path = folder / "docids" / f"D{n}.tsv"
-        expected = stream.document_ids(int(stream.offsets[n]), int(stream.offsets[n + 1]))
+        expected = stream.document_ids(*stream.range(n))
+        if not expected and path.exists() and not path.stat().st_size:
+            continue  # a stage that adds nothing
         ids, docids = read_table(path)
         if ids != expected:
             raise UserError(f"{path}: holds other documents than corpus D{n}; restore the corpus")
@@ -287,8 +289,12 @@ def make_matrix(
     num_queries: list[int],
     num_documents: list[int],
     num_updates: list[int],
+    counts: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
-    """matrix.json's content. ``rows[n][metric][o]``; a stage that was not run has None cells."""
+    """matrix.json's content. ``rows[n][metric][o]``; a stage that was not run has None cells.
+
+    ``num_queries``, ``num_documents``: of the corpora as they arrived; ``counts``: see counts_at.
+    """
     size = len(rows)
     metrics: dict[str, list[list[float | None]]] = {metric: [] for metric in METRICS}
     for n, row in enumerate(rows):
@@ -300,10 +306,26 @@ def make_matrix(
         "corpora": [f"D{n}" for n in range(size)],
         "num_queries": num_queries[:size],
         "num_documents": num_documents[:size],
+        **(counts or {}),
         "metrics": metrics,
         **summary(metrics),
         "num_updates": num_updates[:size],
     }
+
+
+def counts_at(stream: Stream, queries: Sequence[Judged], size: int) -> dict[str, Any]:
+    """What is left of D_o after stage n: ``num_queries_at[n][o]`` that still have an answer, and
+    ``num_documents_at[n][o]``, None above the diagonal. Nothing as long as nothing was removed."""
+    if stream.is_whole(size - 1):
+        return {}
+    asked: list[list[int | None]] = []
+    left: list[list[int | None]] = []
+    for n in range(size):
+        present, above = stream.present(n), [None] * (size - n - 1)
+        asked.append([*(len(own.among(present)) for own in queries[: n + 1]), *above])
+        ranges = (stream.range(o) for o in range(n + 1))
+        left.append([*(int(present[low:high].sum()) for low, high in ranges), *above])
+    return {"num_queries_at": asked, "num_documents_at": left}
 
 
 def read_matrix(path: Path) -> dict[str, Any]:
@@ -319,6 +341,10 @@ def read_matrix(path: Path) -> dict[str, Any]:
         for key in ("num_queries", "num_documents", "num_updates"):
             if [type(number) for number in matrix[key]] != [int] * size:
                 raise ValueError(f"{key} must be {size} whole numbers")
+        for key in {"num_queries_at", "num_documents_at"} & set(matrix):
+            kinds = [[type(number) for number in row] for row in matrix[key]]
+            if kinds != [[int] * (n + 1) + [type(None)] * (size - n - 1) for n in range(size)]:
+                raise ValueError(f"{key} must be whole numbers up to the diagonal")
         for metric in {*METRICS, *matrix["metrics"]}:
             if not re.fullmatch(r"[a-z0-9_@]+", metric):  # a file is named after it
                 raise ValueError(f"metric {show(metric)}")

@@ -28,12 +28,9 @@ class Assignment:
         self.config, self.stream, self.folder = config, stream, folder
         self.accelerator = accelerator
         self.scheme = config.docids.build()
-        self._embedder: Embedder | None = None
-
-    @property
-    def corpora(self) -> int:
+        self.corpora = 0
         """How many corpora have their docids."""
-        return int(np.searchsorted(self.stream.offsets, len(self.scheme)))
+        self._embedder: Embedder | None = None
 
     @property
     def warmup(self) -> int:
@@ -48,7 +45,9 @@ class Assignment:
             if self.accelerator.is_main_process:
                 state_name = f"docids/{self._state_path(corpus).name}"
                 forget(self.folder, f"docids/D{corpus}.tsv", state_name, "docids/report.json")
-                self.scheme.extend(self._documents(corpus))
+                documents = self._documents(corpus)
+                if documents.count:  # a stage may only remove and replace
+                    self.scheme.extend(documents)
                 directory.write_docids(self.folder, self.stream, corpus, self.scheme)
                 state = {k: np.ascontiguousarray(v) for k, v in self.scheme.state_dict().items()}
                 if state:
@@ -58,14 +57,16 @@ class Assignment:
             self.accelerator.wait_for_everyone()
             if not self.accelerator.is_main_process:
                 self.read(corpus + 1)
+            self.corpora = corpus + 1
 
     def clear(self) -> None:
         """No corpus has its docids."""
-        self.scheme, self._embedder = self.config.docids.build(), None
+        self.scheme, self._embedder, self.corpora = self.config.docids.build(), None, 0
 
     def read(self, corpora: int) -> None:
         """Take over what was written for the first ``corpora`` corpora."""
         directory.read_docids(self.folder, self.stream, corpora, self.scheme)
+        self.corpora = corpora
         path = self._state_path(corpora - 1)
         verify(self.folder, f"docids/{path.name}")
         if not path.exists():
@@ -80,6 +81,26 @@ class Assignment:
         except Exception as error:  # of safetensors, or of arrays that do not fit
             what = " ".join(f"{type(error).__name__}: {error}".split())[:200]
             raise UserError(f"{path}: cannot be read ({what}); restore the file") from error
+
+    def codes(self, stage: int) -> np.ndarray:
+        """Codes (N, T) of all documents that have arrived by a stage; see :func:`codes_at`."""
+        if not self.corpora:  # atomic ones, as long as D_0 has no docids
+            return np.arange(self.stream.count(stage), dtype=np.int32)[:, None]
+        return codes_at(self.scheme, self.stream, stage)
+
+    def code_sizes(self, stage: int) -> list[int]:
+        """Codes per position that the model of a stage knows: atomic ones are as many as there are
+        documents, the others only grow."""
+        if self.scheme.atomic:
+            return [len(self.stream.members(stage))]
+        return self.scheme.code_sizes
+
+    def kept_rows(self, stage: int) -> np.ndarray | None:
+        """The rows of an atomic head of the stage before that stay, int64; None: all of them do."""
+        removed = self.stream.removed(stage)
+        if not (self.scheme.atomic and len(removed)):
+            return None
+        return np.flatnonzero(~np.isin(self.stream.members(stage - 1), removed))
 
     def check(self, corpora: int) -> None:
         """Read all that the docids of another corpus are made with; UserError when it is broken."""
@@ -96,7 +117,7 @@ class Assignment:
 
     def _documents(self, corpus: int) -> NewDocuments:
         stream = self.stream
-        start, stop = int(stream.offsets[corpus]), int(stream.offsets[corpus + 1])
+        start, stop = stream.range(corpus)
 
         def titles() -> list[str]:
             found = stream.titles(start, stop)
@@ -141,3 +162,18 @@ class Assignment:
             suffix=self.scheme.suffix,
         )
         write_json(self.folder / "docids" / "report.json", report)
+
+
+def codes_at(scheme: Scheme, stream: Stream, stage: int) -> np.ndarray:
+    """Codes int32 (N, T) of the N documents that have arrived by a stage, by number.
+
+    A removed document's row is all -1. An atomic code is a document's place among those that are
+    there: 0 .. M-1. Where nothing has been removed, these are the scheme's own codes, no copy.
+    """
+    codes_NT = scheme.codes_NT[: stream.count(stage)]
+    if stream.is_whole(stage):
+        return codes_NT
+    present = stream.present(stage)
+    if scheme.atomic:
+        return np.where(present, np.cumsum(present) - 1, -1).astype(np.int32)[:, None]
+    return np.where(present[:, None], codes_NT, -1)

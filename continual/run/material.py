@@ -12,9 +12,10 @@ from pyarrow.compute import call_function
 from transformers import PreTrainedTokenizerFast
 
 from continual.config.schema import RunConfig, TrainingConfig
-from continual.stream.stream import Part, Stream
-from dsi.corpus.corpus import check_stream, document_texts, read_corpus, read_stream
-from dsi.corpus.ids import id_rows, take
+from continual.run.arrivals import Arrivals
+from continual.stream.stream import CorpusRows, Stream
+from dsi.corpus.corpus import Corpus, check_stream, document_texts, read_corpus, read_stream
+from dsi.corpus.ids import take
 from dsi.errors import UserError
 from dsi.files import cache_folder, replace_atomically
 from dsi.manifest import text_hash
@@ -37,42 +38,47 @@ class Material:
 
 
 def read_parts(
-    config: RunConfig, added: Sequence[Mapping[str, Any]] = (), read: Sequence[Part] = ()
-) -> tuple[list[Part], list[str]]:
-    """The corpora D_0 .. D_n, and warnings: those of the configuration, then those added later.
+    config: RunConfig, added: Sequence[Mapping[str, Any]] = ()
+) -> tuple[list[CorpusRows], list[str]]:
+    """The corpora D_0 .. D_n: those of the configuration, then those added to the run later."""
+    arrivals, warnings = read_arrivals(config, added)
+    return arrivals.parts, warnings
 
-    ``read``: the ones that were read before, in the place of the configuration's.
-    """
-    data, parts, warnings = config.data, list(read), []
-    if not parts:
-        corpus = read_corpus(data.corpus, deduplicate=data.deduplicate)
-        rows = read_stream(corpus, data.stream)
-        warnings += [*corpus.warnings, *check_stream(corpus, rows)]
-        parts += [Part(corpus, np.asarray(r)) for r in rows]
+
+def read_arrivals(
+    config: RunConfig, added: Sequence[Mapping[str, Any]] = ()
+) -> tuple[Arrivals, list[str]]:
+    """The same, with the number of every document by its id."""
+    data, arrivals = config.data, Arrivals()
+    corpus = read_corpus(data.corpus, deduplicate=data.deduplicate)
+    stages = read_stream(corpus, data.stream)
+    warnings = [*corpus.warnings, *check_stream(corpus, stages)]
+    arrivals.extend(corpus, stages)
     for entry in added:
-        more = read_corpus(entry["corpus"], deduplicate=data.deduplicate)
-        expected = entry.get("content_hash")
-        if expected is not None and expected != more.content_hash:
-            raise UserError(
-                f"{entry['corpus']}: has changed since it was added to the run; restore it, or "
-                "start a new run"
-            )
-        warnings += list(more.warnings)
-        if not len(more.qrels["test"]):
-            warnings.append(
-                f"{entry['corpus']}: has no test query: column D{len(parts)} of the performance "
-                "matrix stays empty"
-            )
-        parts.append(Part(more, np.arange(more.documents.num_rows)))
-    _check_disjoint(parts)
-    return parts, warnings
+        more, found = read_added(config, entry)
+        warnings += [*found, *arrivals.add(more, entry)]
+    return arrivals, warnings
+
+
+def read_added(config: RunConfig, entry: Mapping[str, Any]) -> tuple[Corpus | None, list[str]]:
+    """The corpus of an entry of added.json, None where it has none, and warnings."""
+    if "corpus" not in entry:
+        return None, []
+    more = read_corpus(entry["corpus"], deduplicate=config.data.deduplicate)
+    expected = entry.get("content_hash")
+    if expected is not None and expected != more.content_hash:
+        raise UserError(
+            f"{entry['corpus']}: has changed since it was added to the run; restore it, or "
+            "start a new run"
+        )
+    return more, list(more.warnings)
 
 
 def prepare(
     config: RunConfig,
     tokenizer_folder: Path | None = None,
     added: Sequence[Mapping[str, Any]] = (),
-    read: tuple[list[Part], list[str]] | None = None,
+    read: tuple[list[CorpusRows], list[str]] | None = None,
 ) -> Material:
     """Read and check the corpora, then the tokenizer (a run's own, when it has one).
 
@@ -157,7 +163,7 @@ def prepare_layers(model: DSIModel, training: TrainingConfig) -> None:
         model.compile(mode=training.compile)
 
 
-def _trained(config: RunConfig, first: Part) -> PreTrainedTokenizerFast:
+def _trained(config: RunConfig, first: CorpusRows) -> PreTrainedTokenizerFast:
     """A tokenizer trained on D_0's documents and train queries alone, kept in the cache.
 
     The trainer needs some 25 bytes per character, so of a large D_0 it reads every second document,
@@ -189,18 +195,3 @@ def _trained(config: RunConfig, first: Part) -> PreTrainedTokenizerFast:
 
         replace_atomically(folder, write)
     return load_tokenizer(folder)
-
-
-def _check_disjoint(parts: Sequence[Part]) -> None:
-    # rows of one corpus are checked when its stream is read; here: the same id in two corpora
-    corpora = list({id(part.corpus): part.corpus for part in parts}.values())
-    for i, corpus in enumerate(corpora):
-        lookup = id_rows(corpus.documents["id"])
-        for later in corpora[i + 1 :]:
-            ids = later.documents["id"].to_pylist()
-            again = np.flatnonzero(lookup.rows(ids) >= 0)
-            if len(again):
-                raise UserError(
-                    f"{later.name}: document {ids[again[0]]!r} is in corpus {corpus.name!r} "
-                    "already; a document can arrive only once, so give it another _id"
-                )

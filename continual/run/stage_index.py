@@ -11,6 +11,7 @@ from continual.config.schema import RunConfig
 from continual.run import directory
 from continual.stream.stream import Stream
 from dsi import index_folder
+from dsi.corpus.ids import take
 from dsi.docids import codes_to_text
 from dsi.errors import UserError
 from dsi.files import read_json, replace_atomically, write_json
@@ -29,17 +30,20 @@ def write_index(
 ) -> None:
     """Write the index of a stage (see :mod:`dsi.index_folder`), and name it as that of the run.
 
-    ``codes_NT``: of the documents of U_stage. index.json comes last: until then there is no index.
+    ``codes_NT``: by document number; documents that were removed are left out. index.json comes
+    last: until then there is no index.
     """
     target = directory.stage_folder(folder, stage)
     save_tokenizer: Any = stream.tokenizer.save_pretrained
     replace_atomically(target / "model", model.save_pretrained)
     replace_atomically(target / "tokenizer", save_tokenizer)
-    if trie is not None:
-        trie.save(target / "trie")
-    ids = stream.document_ids(0, stream.count(stage))
-    names = [f"D{n}" for n in stream.corpus_of(np.arange(len(ids))).tolist()]
-    index_folder.write_documents(target / "docids.tsv", ids, codes_to_text(codes_NT), names)
+    members = stream.members(stage)
+    if trie is not None:  # its documents are lines of docids.tsv
+        whole = len(members) == len(codes_NT)
+        (trie if whole else Trie.build(codes_NT[members], version=stage)).save(target / "trie")
+    ids, docids = stream.ids_of(members), codes_to_text(codes_NT[members])
+    names = [f"D{n}" for n in stream.corpus_of(members).tolist()]
+    index_folder.write_documents(target / "docids.tsv", ids, docids, names)
     # one entry per source: the stream's own, and each corpus that was added up to this stage
     seen = {id(part.corpus) for part in stream.parts[: stage + 1]}
     corpora = [corpus for corpus in stream.corpora if id(corpus) in seen]
@@ -54,6 +58,7 @@ def write_index(
         title=config.data.title,
         lowercase=config.data.lowercase,
         prompt=config.prompts.retrieval,
+        replaced=_replaced(stream, stage, members),
     )
     write_json(target / "index.json", settings.to_json())
     named = {"schema": index_folder.SCHEMA, "index": target.relative_to(folder).as_posix()}
@@ -67,7 +72,21 @@ def text_sources(config: RunConfig, added: Sequence[Mapping[str, Any]]) -> list[
         corpus = absolute(corpus)
     else:
         corpus = {key: absolute(value) for key, value in corpus.items()}
-    return [corpus, *(entry["corpus"] for entry in added)]
+    return [corpus, *(entry["corpus"] for entry in added if "corpus" in entry)]
+
+
+def _replaced(stream: Stream, stage: int, members: np.ndarray) -> dict[str, list[Any]]:
+    """Where the new texts of replaced documents are (see ``index_folder.Settings.replaced``)."""
+    corpora, found = stream.corpora, {}
+    for part in stream.parts[: stage + 1]:
+        place = next(n for n, corpus in enumerate(corpora) if corpus is part.corpus)
+        rows = take(part.corpus.documents.select(["id"]), part.texts)["id"].to_pylist()
+        found |= {
+            document: [place, row]
+            for document, row in zip(stream.ids_of(part.replaced), rows, strict=True)
+        }
+    present = set(stream.ids_of(members)) if found else set()
+    return {document: where for document, where in found.items() if document in present}
 
 
 def absolute(value: Any) -> Any:

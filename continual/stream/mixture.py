@@ -3,7 +3,6 @@
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
-from typing import cast
 
 import numpy as np
 from transformers import PreTrainedTokenizerFast
@@ -22,7 +21,7 @@ from dsi.examples.sources import (
     TextSource,
 )
 from dsi.seeding import derive
-from dsi.text.tokens import prompt_ids
+from dsi.text.tokens import pad_id, prompt_ids
 
 
 def document_groups(
@@ -30,12 +29,12 @@ def document_groups(
 ) -> list[tuple[np.ndarray, float]]:
     """Groups of ``documents`` (numbers in U_n) and their shares of the draws.
 
-    ``new`` of the draws come from D_n; of the rest, ``balance`` picks an old corpus first and the
-    remainder an old document. ``new=None``, or nothing old: one group. Nothing new: the old have
-    all draws.
+    ``new`` of the draws come from D_n and what the stage replaces; of the rest, ``balance`` picks
+    an old corpus first and the remainder an old document. ``new=None``, or nothing old: one group.
+    Nothing new: the old have all draws.
     """
     corpora = stream.corpus_of(documents)
-    old = corpora < stage
+    old = (corpora < stage) & ~np.isin(documents, stream.replaced(stage))
     if new is None or stage == 0 or not old.any():
         return [(documents, 1.0)]
     if old.all():
@@ -43,7 +42,8 @@ def document_groups(
     groups = [(documents[~old], new), (documents[old], (1 - new) * (1 - balance))]
     present = np.unique(corpora[old])
     groups += [
-        (documents[corpora == corpus], (1 - new) * balance / len(present)) for corpus in present
+        (documents[old & (corpora == corpus)], (1 - new) * balance / len(present))
+        for corpus in present
     ]
     return groups
 
@@ -59,7 +59,8 @@ def stage_sources(
     """The mixture of one stage; ``ratio`` indexing examples per retrieval example.
 
     Without documents to index everything is retrieval; without queries, or with an infinite ratio,
-    everything is indexing.
+    everything is indexing. A stage that only removes has nothing new: its mixture is of what is
+    there, or empty, and it makes no updates.
     """
     fresh = stage == 0 or config.training.restart
     sampling = config.sampling
@@ -69,9 +70,9 @@ def stage_sources(
         groups = document_groups(documents, stream, stage, new, sampling.balance)
         return DocumentSampler(groups, derive(config.seed, "documents", stage, purpose))
 
-    indexed = np.arange(stream.count(stage))
-    if config.indexing == "new" and not fresh:
-        indexed = np.arange(stream.count(stage - 1), stream.count(stage))
+    changed = stream.changed(stage)
+    is_new = config.indexing == "new" and not fresh and len(changed) > 0
+    indexed = changed if is_new else stream.members(stage)
     retrieval = 0.0 if not pools or ratio == float("inf") else 1.0 / (1.0 + ratio)
     if config.indexing == "none" and not (stage == 0 and not pools):
         retrieval = 1.0
@@ -80,7 +81,7 @@ def stage_sources(
         sources += _indexing_sources(
             config, stream, 1.0 - retrieval, sampler, indexed, stage, tokenizer
         )
-    if not sources:
+    if not sources and len(changed):
         raise UserError(
             f"indexing: none leaves stage {stage} nothing to train on: replay gives it no queries; "
             "set indexing: seen, or a finite replay.ratio and a corpus with train queries"
@@ -99,7 +100,7 @@ def stage_pools(
     if stage > 0 and math.isinf(ratio):
         rehearsed = []
     if stage == 0 or (config.training.restart and not rehearsed):
-        own = true_queries(stream)
+        own = true_queries(stream, stage=stage)
         return ([own, *rehearsed] if own else rehearsed), config.training.ratio
     return rehearsed, ratio
 
@@ -109,9 +110,10 @@ def stage_batches(view: StageView, count: int, purpose: str) -> Iterator[Batch]:
     seed = derive(view.seed, "batches", view.stage, purpose)
     config = replace(view.config, seed=seed)
     sources = stage_sources(config, view.stream, view.stage, view.pools, view.ratio, view.tokenizer)
+    if not sources:
+        return iter(())
     window = min(count, config.training.window)
-    pad = int(cast(int, view.tokenizer.pad_token_id or 0))
-    shape = batch_shape(config.training, sources, window, seed, 1, pad)
+    shape = batch_shape(config.training, sources, window, seed, 1, pad_id(view.tokenizer))
     return batches_from(sources, 0, count, window, shape, seed)
 
 
@@ -136,7 +138,7 @@ def batch_shape(
     """The size of updates that ``ranks`` processes can share, in windows of ``window``."""
     least, even = ranks * training.accumulation, training.batch_tokens > 0
     size = training.batch_size
-    if even:
+    if even and sources:
         size = examples_for(sources, training.batch_tokens, window, seed)
     groups, multiple = training.length_groups, training.pad_to_multiple
     return BatchShape(max(size, least), pad, groups, even, least, multiple)
@@ -181,8 +183,7 @@ def _indexing_sources(config, stream, share, sampler, indexed, stage, tokenizer)
     for i, view in enumerate(config.views):
         if view.weight <= 0:
             continue
-        tokens = stream.set_tokens if view.name == "set" else stream.tokens
-        assert tokens is not None
+        tokens = stream.set_tokens_at(stage) if view.name == "set" else stream.tokens_at(stage)
         name, part = f"{view.name}-{i}", share * view.weight / total
         seed = derive(config.seed, "views", stage, name)
         read = sampler(indexed, name)

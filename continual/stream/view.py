@@ -14,7 +14,7 @@ from continual.stream.stream import Stream
 from dsi.examples.batches import Batch, collate
 from dsi.examples.sources import Examples
 from dsi.model.dsi_model import DSIModel, follow_rows
-from dsi.text.tokens import Tokens
+from dsi.text.tokens import Tokens, pad_id
 
 if TYPE_CHECKING:
     from continual.config.schema import RunConfig
@@ -38,9 +38,10 @@ class QueryPool:
     extras: Mapping[str, np.ndarray] = field(default_factory=dict)
 
 
-def true_queries(stream: Stream, weight: float = 1.0) -> QueryPool | None:
-    """The train queries of D_0, each drawn equally often; None when there are none."""
-    tokens, documents = stream.train_queries(0)
+def true_queries(stream: Stream, weight: float = 1.0, stage: int = 0) -> QueryPool | None:
+    """The train queries of D_0 on documents that are there in a stage, each drawn equally often;
+    None when there are none."""
+    tokens, documents = stream.train_queries(0, stage)
     return QueryPool("queries", tokens, documents, weight) if len(documents) else None
 
 
@@ -50,8 +51,9 @@ class StageView:
 
     Components see documents and D_0's queries through ``stream``. ``model`` is the one that is
     trained, as no device has wrapped it; ``codes_NT`` are the docids by document number, -1 after
-    the end. ``origins``: by the name of each parameter that was resized for the stage, where its
-    rows were before, -1 for new ones. ``pools``: what is rehearsed, once replay has said so.
+    the end, all -1 for a removed document. ``origins``: by the name of each parameter that was
+    resized for the stage, where its rows were before, -1 for new ones. ``pools``: what is
+    rehearsed, once replay has said so.
     """
 
     stage: int
@@ -89,7 +91,7 @@ class StageView:
     @property
     def documents(self) -> np.ndarray:
         """Numbers of the documents that are there in this stage."""
-        return np.arange(self.stream.count(self.stage))
+        return self.stream.members(self.stage)
 
     @property
     def weights(self) -> dict[str, Tensor]:
@@ -125,7 +127,7 @@ class StageView:
         examples = Examples(tokens, documents)
         for start in range(0, len(documents), size):
             rows = np.arange(start, min(start + size, len(documents)))
-            yield collate(examples, rows, int(cast(int, self.tokenizer.pad_token_id or 0)))
+            yield collate(examples, rows, pad_id(self.tokenizer))
 
     def losses(self, batch: Batch) -> Tensor:
         """Cross-entropy per example (B,), summed over its docid, with its graph."""

@@ -2,7 +2,8 @@
 
 The format is BEIR's folder, in and out: ``corpus.jsonl`` {"_id", "title", "text"},
 ``queries.jsonl`` {"_id", "text"}, ``qrels/{train,dev,test}.tsv`` (query-id, corpus-id, score), each
-plain or .gz, and for continual indexing ``streams/NAME.json`` {"D0": [document ids], "D1": ...}.
+plain or .gz, and for continual indexing ``streams/NAME.json`` {"D0": [document ids], "D1": ...}
+(see :mod:`dsi.corpus.streams`).
 """
 
 import importlib.resources
@@ -31,13 +32,13 @@ from dsi.corpus.records import (
     show,
 )
 from dsi.corpus.sources import Source, beir_source, dataset_source, jsonl_source
-from dsi.corpus.streams import line_of, read_stream_file
+from dsi.corpus.streams import StageRows, read_stream_file, stage_rows
 from dsi.errors import UserError
 from dsi.files import cache_folder, write_json
 
 __all__ = [
-    "SPLITS", "Corpus", "IdRows", "check_stream", "document_texts", "id_rows", "read_corpus",
-    "read_stream", "take", "write_corpus",
+    "SPLITS", "Corpus", "IdRows", "StageRows", "check_stream", "document_texts", "id_rows",
+    "read_corpus", "read_stream", "take", "write_corpus",
 ]  # fmt: skip
 
 
@@ -118,61 +119,41 @@ def _source(source: str | Path | Mapping[str, Any]) -> Source:
     return beir_source(Path(source))
 
 
-def read_stream(corpus: Corpus, stream: str | Path | None) -> list[np.ndarray]:
-    """The document rows of D_0, D_1, ..., int64 each, in the order of the file.
+def read_stream(corpus: Corpus, stream: str | Path | None) -> list[StageRows]:
+    """The document rows that D_0, D_1, ... add, remove and replace.
 
     ``stream`` is a name (the corpus's ``streams/NAME.json``), the path of a JSON file, or None for
     one D_0 that holds everything. Documents that deduplication removed are left out silently;
     documents in no corpus are allowed.
     """
     if stream is None:
-        return [np.arange(corpus.documents.num_rows, dtype=np.int64)]
+        every, none = np.arange(corpus.documents.num_rows, dtype=np.int64), np.zeros(0, np.int64)
+        return [StageRows(every, none, none, none)]
     path = _stream_path(corpus, stream)
-    text, corpora = read_stream_file(path)
-    lookup, removed = id_rows(corpus.documents["id"]), id_rows(corpus.removed["id"])
-    taken = np.full(corpus.documents.num_rows, -1, dtype=np.int64)
-    stages = []
-    for number, ids in enumerate(corpora):
-        rows = lookup.rows(ids)
-        known = rows >= 0
-        is_removed = removed.rows(ids) >= 0
-        for index in np.flatnonzero(~known & ~is_removed)[:1].tolist():
-            what = f"D{number} names the unknown document {show(ids[index])}"
-            line = line_of(text, f"D{number}", index)
-            raise problem(path, line, f"{what}; add it to the corpus or remove it here")
-        positions, rows = np.flatnonzero(known), rows[known]
-        _, first = np.unique(rows, return_index=True)
-        is_again = np.ones(len(rows), dtype=bool)
-        is_again[first] = False
-        for index in np.flatnonzero(is_again | (taken[rows] >= 0))[:1].tolist():
-            earlier = int(taken[rows[index]])
-            where = f"D{number} twice" if earlier < 0 else f"D{earlier} and in D{number}"
-            what = f"document {show(ids[positions[index]])} is in {where}"
-            line = line_of(text, f"D{number}", int(positions[index]))
-            raise problem(path, line, f"{what}; keep it once")
-        if not rows.size:
-            what = f"D{number} is empty" + (" after deduplication" if ids else "")
-            line = line_of(text, f"D{number}", None)
-            raise problem(path, line, f"{what}; give it documents or renumber the others")
-        taken[rows] = number
-        stages.append(rows)
-    return stages
+    text, stages = read_stream_file(path)
+    lookup, deduplicated = id_rows(corpus.documents["id"]), id_rows(corpus.removed["id"])
+    judged = np.zeros(corpus.documents.num_rows, dtype=bool)
+    for pairs in corpus.qrels.values():
+        judged[pairs[:, 1]] = True
+    return stage_rows(path, text, stages, lookup, deduplicated, judged)
 
 
-def check_stream(corpus: Corpus, stream: Sequence[np.ndarray]) -> list[str]:
+def check_stream(corpus: Corpus, stream: Sequence[StageRows]) -> list[str]:
     """Warnings, one line each: what a run on this stream cannot measure or will not index."""
     judged = np.zeros(corpus.documents.num_rows, dtype=bool)
     judged[corpus.qrels["test"][:, 1]] = True
-    bare = [f"D{number}" for number, rows in enumerate(stream) if not judged[rows].any()]
+    bare = [f"D{number}" for number, rows in enumerate(stream) if not judged[rows.added].any()]
     warnings = []
     if not judged.any():
         warnings.append("the corpus has no test query: no stage can be measured")
     elif bare:
         what = "has no test query: its column" if len(bare) == 1 else "have no test query: columns"
         warnings.append(f"{', '.join(bare)} {what} of the performance matrix stays empty")
-    outside = corpus.documents.num_rows - sum(map(len, stream))
+    used = np.zeros(corpus.documents.num_rows, dtype=bool)
+    for rows in stream:
+        used[rows.added] = used[rows.texts] = True
+    outside, total = int((~used).sum()), len(used)
     if outside:
-        total = corpus.documents.num_rows
         warnings.append(f"{outside} of {total} documents are in no corpus of the stream")
     return warnings
 
@@ -229,14 +210,15 @@ def write_corpus(
     documents: Iterable[Mapping[str, str]],
     queries: Iterable[Mapping[str, str]],
     qrels: Mapping[str, Iterable[tuple[str, str, int]]],
-    streams: Mapping[str, Sequence[Sequence[str]]] | None = None,
+    streams: Mapping[str, Sequence[Sequence[str] | Mapping[str, Any]]] | None = None,
 ) -> Path:
     """Write a BEIR folder, such that ``read_corpus`` gives what was written; returns the folder.
 
     Documents {"_id", "title", "text"} and queries {"_id", "text"} are consumed once, documents
     first; ``qrels`` is split -> (query id, document id, score), ``streams`` name -> ids of D0,
-    D1, ... Rows are checked as when they are read, except for what needs the whole corpus (unique
-    and known ids). corpus.jsonl appears last: a folder that has it is complete.
+    D1, ..., or what a stage adds, removes and replaces. Rows are checked as when they are read,
+    except for what needs the whole corpus (unique and known ids). corpus.jsonl appears last: a
+    folder that has it is complete.
     """
     folder = Path(folder)
     corpus = folder / "corpus.jsonl"
@@ -259,7 +241,9 @@ def write_corpus(
         rows = (f"{query}\t{document}\t{score:d}" for query, document, score in judgements)
         _write_lines(folder / "qrels" / f"{split}.tsv", chain(["\t".join(HEADER)], rows))
     for name, corpora in (streams or {}).items():
-        value = {f"D{number}": list(ids) for number, ids in enumerate(corpora)}
+        # a stage that also removes or replaces is an object already
+        stages = (ids if isinstance(ids, Mapping) else list(ids) for ids in corpora)
+        value = {f"D{number}": stage for number, stage in enumerate(stages)}
         write_json(folder / "streams" / f"{name}.json", value)
     os.replace(unfinished, corpus)
     return folder

@@ -85,17 +85,23 @@ class Trie:
 
     @classmethod
     def build(cls, codes_NT: Numbers, documents: Numbers | None = None, version: int = 0) -> "Trie":
-        """From docids (N, T), -1 after the end; ``documents``: their numbers, by default 0, 1, ...
+        """From docids (N, T), -1 after the end; ``documents``: their numbers, by default 0, 1, ...,
+        and then a row of -1 alone is a document that has been removed.
 
         Raises ValueError for an empty docid, one with a hole (a code after -1), and for two docids
         of which one is, or begins, the other; it names the documents. Also for numbers that are
         negative, repeated or beyond 32 bits.
         """
+        codes_NT, following = _integers(codes_NT, "codes_NT"), None
+        if documents is None and (gone := removed_rows(codes_NT)).any():
+            documents, following = np.flatnonzero(~gone), len(codes_NT)
+            codes_NT = codes_NT[documents]
         codes_NT, numbers = _assignment(codes_NT, documents, 0)
         order = _order(codes_NT)
         sorted_TN = np.ascontiguousarray(codes_NT[order].T)
         arrays, depth_starts = _layout(sorted_TN, numbers[order])
-        return cls(*map(torch.from_numpy, arrays), depth_starts=depth_starts, version=version)
+        about: Any = {"depth_starts": depth_starts, "version": version, "next_document": following}
+        return cls(*map(torch.from_numpy, arrays), **about)
 
     def append(self, codes_NT: Numbers, documents: Numbers | None = None) -> "Trie":
         """With more docids; by default their documents are numbered on from ``next_document``.
@@ -284,6 +290,14 @@ class Trie:
             return cls(*arrays, **about)
         except (ValueError, LookupError, TypeError, RuntimeError) as error:
             raise _unreadable(path, error) from error
+
+
+def removed_rows(codes_NT: np.ndarray) -> np.ndarray:
+    """Which documents have no docid any more, a row of -1 alone: bool (N,)."""
+    if codes_NT.ndim != 2 or not codes_NT.shape[1]:
+        return np.zeros(len(codes_NT), bool)
+    gone = codes_NT[:, 0] == -1
+    return gone & (codes_NT == -1).all(1) if gone.any() else gone
 
 
 def _check_arrays(arrays: Sequence[Tensor]) -> None:

@@ -83,6 +83,26 @@ class Tokens:
             first += len(rows)
         return Tokens(values, offsets)
 
+    def with_texts(self, rows: np.ndarray, texts: "Tokens") -> "Tokens":
+        """A copy in which the texts at ``rows``, all different, are ``texts``."""
+        order = np.argsort(rows)
+        lengths = self.lengths
+        lengths[rows] = texts.lengths
+        offsets = np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64)
+        values = _room(int(offsets[-1]))
+        start = 0
+        for place in order.tolist():
+            row = int(rows[place])
+            self._copy(values, offsets, start, row)
+            values[offsets[row] : offsets[row + 1]] = texts[place]
+            start = row + 1
+        self._copy(values, offsets, start, len(self))
+        return Tokens(values, offsets)
+
+    def _copy(self, values: np.ndarray, offsets: np.ndarray, start: int, stop: int) -> None:
+        own = self.values[self.offsets[start] : self.offsets[stop]]
+        values[offsets[start] : offsets[stop]] = own
+
     def heads(self, length: int) -> "Tokens":
         """The first ``length`` tokens of every text; itself where no text is longer."""
         lengths = np.minimum(self.lengths, length)

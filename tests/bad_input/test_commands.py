@@ -35,7 +35,29 @@ BAD = {
     "adding to nothing": (["add", "absent", "corpus"], "absent: no run here", "run directory"),
     "adding to a long name": (["add", LONG, "corpus"], "aaa", "give a run directory"),
     "adding to a NUL": (["add", "a\0b", "corpus"], "a\\x00b: no run here", "run directory"),
-    "adding nothing": (["add", "run"], "the following arguments are required", "dsi add --help"),
+    "adding nothing": (["add", "run"], "dsi add: neither FOLDER nor --remove", "dsi add --help"),
+    "replacing by nothing": (
+        ["add", "run", "--remove", "empty", "--replace"],
+        "--replace: the new texts are those of FOLDER",
+        "give one",
+    ),
+    "removing an absent list": (["add", "run", "--remove", "absent"], "absent: cannot", "one a"),
+    "removing nothing": (["add", "run", "--remove", "empty"], "empty: no document ids", "one a"),
+    "removing what is not there": (
+        ["add", "run", "--remove", "corpus/qrels/test.tsv"],
+        "corpus/qrels/test.tsv:1: document 'query-id",
+        "give ids that the run has",
+    ),
+    "removing everything": (
+        ["add", "run", "--remove", "all"],
+        "--remove: names all documents that are left",
+        "keep some",
+    ),
+    "removing what is replaced": (
+        ["add", "run", "same", "--replace", "--remove", "one"],
+        "document 'd00': same replaces it and --remove names it",
+        "leave it out of one of them",
+    ),
     "adding what is absent": (["add", "run", "absent"], "absent: no such folder", "give a folder"),
     "adding an empty name": (["add", "run", ""], "corpus: an empty name", "give a folder"),
     "adding a NUL": (["add", "run", "a\0b"], "a\\x00b: no such folder", "give a folder"),
@@ -127,6 +149,9 @@ BAD = {
 def test_a_bad_command_line_is_one_line(place: Place, run, arguments, start, fix) -> None:
     place.write("empty", "")
     place.write("latin", b"\xe9\n")
+    place.write("one", "d00\n")
+    place.write("all", "".join(f"d{n:02d}\n" for n in range(24)))
+    place.write("same/corpus.jsonl", '{"_id": "d00", "text": "another text"}\n')
     place.refuse(arguments, start, fix)
 
 

@@ -248,6 +248,26 @@ def test_judgements_without_queries_are_one_line(place: Place) -> None:
 
 def test_the_same_document_in_an_added_corpus_is_one_line(run, place: Place, lab) -> None:
     place.refuse(["add", "run", str(lab.corpus)], "corpus: document 'd00' is in", "another _id")
+    place.refuse(["add", "run", str(lab.corpus)], "corpus: document 'd00' is in", "or --replace")
+
+
+def test_a_document_that_was_removed_cannot_arrive_again(run, place: Place, lab) -> None:
+    place.write("run/added.json", '[{"remove": ["d00", "d20"]}]')
+    # as if the stage that removes had been trained
+    matrix = json.loads((place.folder / "run/matrix.json").read_text())
+    for key in ("corpora", "num_queries", "num_documents", "num_updates"):
+        matrix[key].append("D2" if key == "corpora" else 0)
+    for P in matrix["metrics"].values():
+        P[:] = [[*row, None] for row in [*P, [None] * 2]]
+    for key in ("average_performance", "forgetting", "learning_performance"):
+        matrix[key] = {metric: [*values, None] for metric, values in matrix[key].items()}
+    place.write("run/matrix.json", json.dumps(matrix))
+    place.write("gone", "d01\n\nd20\n")
+    place.refuse(["add", "run", "--remove", "gone"], "gone:3: document 'd20' was removed in", "out")
+    place.write("more/corpus.jsonl", row(_id="d01", text="new") + row(_id="d00", text="new"))
+    for flags in ([], ["--replace"]):
+        start = "more: document 'd01' is" if not flags else "more: document 'd00' was removed in"
+        place.refuse(["add", "run", "more", *flags], start, "give it another _id")
 
 
 ODD: dict[str, dict[str, str | bytes]] = {
@@ -341,4 +361,4 @@ def test_a_query_and_a_text_of_ten_thousand_words(place: Place) -> None:
 def test_a_stream_named_by_its_path(place: Place) -> None:
     corpus = read_corpus(place.folder / "corpus")
     path = place.write("else/where.json", '{"D0": ["d3"]}')
-    assert [rows.tolist() for rows in read_stream(corpus, str(path))] == [[2]]
+    assert [stage.added.tolist() for stage in read_stream(corpus, str(path))] == [[2]]

@@ -136,7 +136,12 @@ def test_any_judgements_are_read_or_refused(tmp_path, content):
 
 
 names = st.integers(0, 12).map(lambda n: f"D{n}") | st.text(max_size=3)
-stream_values = st.dictionaries(names, st.lists(ids, max_size=3) | json_values, max_size=5)
+stage_values = st.lists(ids, max_size=3) | st.dictionaries(
+    st.sampled_from(["add", "remove", "replace", "x"]),
+    st.lists(ids, max_size=3) | st.dictionaries(ids, ids, max_size=2),
+    max_size=3,
+)
+stream_values = st.dictionaries(names, stage_values | json_values, max_size=5)
 
 
 @FEW
@@ -148,13 +153,25 @@ def test_any_stream_is_read_or_refused(tmp_path, value, indent, data):
     found = read(read_stream_file, path)
     if found is not None:
         again = json.loads(content.decode("utf-8-sig"))
-        assert found[1] == [again[f"D{n}"] for n in range(len(again))]
+        for n, stage in enumerate(found[1]):
+            entry = again[f"D{n}"]
+            plain = isinstance(entry, list)
+            written = {"add": entry} if plain else entry
+            assert stage._asdict() == {"add": [], "remove": [], "replace": {}, **written}
 
 
 @pytest.fixture(scope="module")
 def corpus(tmp_path_factory):
     folder = tmp_path_factory.mktemp("fuzz")
     entries = [{"_id": f"d{n}", "text": f"text {n}"} for n in range(6)]
+    (folder / "corpus.jsonl").write_text("".join(json.dumps(row) + "\n" for row in entries))
+    return read_corpus(folder, cache=folder / "cache")
+
+
+@pytest.fixture(scope="module")
+def letters(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("letters")
+    entries = [{"_id": letter, "text": f"text {letter}"} for letter in "abcdef"]
     (folder / "corpus.jsonl").write_text("".join(json.dumps(row) + "\n" for row in entries))
     return read_corpus(folder, cache=folder / "cache")
 
@@ -169,8 +186,46 @@ def test_a_stream_is_a_partition_or_refused(tmp_path, corpus, parts):
     is_meant = all(parts) and len(set(flat)) == len(flat) and all(number < 6 for number in flat)
     assert (found is not None) == is_meant
     if found is not None:
-        assert [rows.tolist() for rows in found] == parts
-        assert np.concatenate(found).dtype == np.int64
+        assert [stage.added.tolist() for stage in found] == parts
+        assert {stage.added.dtype for stage in found} == {np.dtype(np.int64)}
+
+
+changes = st.fixed_dictionaries(
+    {},
+    optional={
+        "add": st.lists(st.sampled_from("abcdef"), max_size=3),
+        "remove": st.lists(st.sampled_from("abcdeg"), max_size=2),
+        "replace": st.dictionaries(st.sampled_from("abcd"), st.sampled_from("efg"), max_size=2),
+    },
+)
+
+
+@FEW
+@given(st.lists(changes, min_size=1, max_size=4))
+def test_a_stream_of_changes_can_happen_or_is_refused(tmp_path, letters, stages):
+    path = tmp_path / "s.json"
+    path.write_text(json.dumps({f"D{n}": stage for n, stage in enumerate(stages)}))
+    found = read(read_stream, letters, path)
+    # the same, said as what is there after each stage
+    here, ever = set(), set()
+    texts = {row for stage in stages for row in stage.get("replace", {}).values()}
+    is_meant = "g" not in {key for stage in stages for key in stage.get("add", [])} | texts
+    for stage in stages:
+        add, remove = stage.get("add", []), stage.get("remove", [])
+        kept = set(stage.get("replace", {}))
+        is_meant &= len({*add}) == len(add) and not {*add} & (ever | texts)
+        is_meant &= len({*remove}) == len(remove) and {*remove} <= here and kept <= here - {*remove}
+        is_meant &= bool(add or remove or kept)
+        here, ever = (here | {*add}) - {*remove}, ever | {*add}
+        is_meant &= bool(here)
+    assert (found is not None) == is_meant
+    if found is not None:
+        name = lambda rows: ["abcdef"[row] for row in rows]  # noqa: E731
+        for stage, rows in zip(stages, found, strict=True):
+            assert name(rows.added) == stage.get("add", [])
+            assert name(rows.removed) == stage.get("remove", [])
+            pairs = zip(name(rows.replaced), name(rows.texts), strict=True)
+            assert dict(pairs) == stage.get("replace", {})
 
 
 KEYS = sorted(

@@ -361,6 +361,18 @@ ATOMIC = {
     "additions an object": Bad("added.json", holding("{}"), (EVALUATE, RESUME), "restore the file"),
     "additions without corpus": Bad("added.json", holding("[{}]"), (EVALUATE, ADD), "restore the"),
     "additions of numbers": Bad("added.json", holding("[5]"), (EVALUATE, ADD), "restore the file"),
+    "additions that remove a number": Bad(
+        "added.json", holding('[{"remove": [5]}]'), (EVALUATE, ADD, RESUME), "restore the file"
+    ),
+    "additions that remove a stranger": Bad(
+        "added.json", holding('[{"remove": ["x"]}]'), (EVALUATE, ADD), "restore", "added.json"
+    ),
+    "additions that replace by a text": Bad(
+        "added.json",
+        holding('[{"corpus": "corpus", "replace": "d1"}]'),
+        (EVALUATE, RESUME),
+        "restore the file",
+    ),
     "additions of an absent corpus": Bad(
         "added.json",
         holding('[{"corpus": "/absent"}]'),

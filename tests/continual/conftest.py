@@ -86,6 +86,35 @@ def write_stream(folder: Path, sizes: tuple[int, ...] = SIZES, first: int = 0) -
     return write_corpus(folder, documents, queries, qrels, streams)
 
 
+CHANGES: list[dict[str, Any]] = [
+    {"add": [f"d{n:02d}" for n in range(18)]},
+    {
+        "add": [f"d{n:02d}" for n in range(18, 24)],
+        "remove": ["d01", "d05"],
+        "replace": {"d02": "t0"},
+    },
+    {"remove": ["d03"]},
+    {
+        "add": [f"d{n:02d}" for n in range(24, 30)],
+        "remove": ["d18"],
+        "replace": {"d19": "t2", "d02": "t1"},
+    },
+]
+"""A stream in which documents go and change; t0, t1 and t2 are texts that no query is judged on."""
+
+
+def write_changing(folder: Path) -> Path:
+    """The folder of :func:`write_stream` with a stream "changing" of :data:`CHANGES`."""
+    write_stream(folder)
+    with open(folder / "corpus.jsonl", "a", encoding="utf-8") as file:
+        for i in range(3):
+            text = " ".join(word(3000 + 11 * i + j) for j in range(9 + i))
+            file.write(json.dumps({"_id": f"t{i}", "title": f"text {i}", "text": text}) + "\n")
+    stages = {f"D{n}": stage for n, stage in enumerate(CHANGES)}
+    (folder / "streams" / "changing.json").write_text(json.dumps(stages), "utf-8")
+    return folder
+
+
 @contextmanager
 def in_double() -> Iterator[None]:
     """Runs train float64 weights, so that sums in another order differ by 1e-16 and not by 1e-7.
@@ -195,6 +224,15 @@ def accelerator() -> Accelerator:
     """A fresh single-process Accelerator."""
     AcceleratorState._reset_state(True)
     return Accelerator()
+
+
+@pytest.fixture(scope="session")
+def changing(lab: Lab) -> tuple[str, str]:
+    """Settings that give a run the stream of :data:`CHANGES`."""
+    folder = lab.folder / "changing"
+    if not folder.exists():
+        write_changing(folder)
+    return f"data.corpus={folder}", "data.stream=changing"
 
 
 @pytest.fixture(scope="session")

@@ -105,7 +105,7 @@ def watching(watcher, cache):
             watcher.see("frequencies", texts)
             return count(self, texts)
 
-        def ask(self, corpus):
+        def ask(self, corpus, stage=None):
             watcher.asked.append((watcher.stage, corpus))
 
         train_tokenizer, cached_generate = setup.train_tokenizer, generative.cached_generate

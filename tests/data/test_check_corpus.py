@@ -123,6 +123,20 @@ def test_stream_with_gaps_and_repetitions(folder):
     assert f"'{lost}' is in no corpus" in problems
     assert f"'{corpora['D1'][0]}' comes 2 times" in problems
     assert "unknown document 'nobody'" in problems
+    path.write_text('{"D0": ["a"],\n "D2": ["b"]}', encoding="utf-8")
+    assert "streams/iid.json:2: D1 is missing before D2" in _problems(folder)
+
+
+def test_stream_that_removes_and_replaces(folder):
+    path = folder / "streams" / "iid.json"
+    corpora = json.loads(path.read_text(encoding="utf-8"))
+    first, text = corpora["D0"][0], corpora["D5"].pop()
+    corpora["D6"] = {"remove": [corpora["D0"][1]], "replace": {first: text}}
+    path.write_text(json.dumps(corpora), encoding="utf-8")
+    assert "streams/iid.json" not in _problems(folder), "the row of a new text is in use"
+    corpora["D6"]["remove"].append("nobody")
+    path.write_text(json.dumps(corpora), encoding="utf-8")
+    assert "streams/iid.json: unknown document 'nobody'" in _problems(folder)
 
 
 def test_exit_status_and_table(folder, monkeypatch, capsys):

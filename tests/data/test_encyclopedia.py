@@ -39,7 +39,7 @@ def test_reader_agrees_with_the_files(tmp_path):
     assert sizes == {"train": 3 * len(documents), "dev": len(documents), "test": len(documents)}
     for name in ("topic", "iid"):
         stream = read_stream(corpus, name)
-        assert sorted(row for rows in stream for row in rows) == list(range(len(documents)))
+        assert sorted(row for stage in stream for row in stage.added) == list(range(len(documents)))
         assert check_stream(corpus, stream) == []
 
 

@@ -179,9 +179,9 @@ def test_squad(tmp_path, monkeypatch):
     texts, asked = corpus.documents["text"].to_pylist(), corpus.queries["text"].to_pylist()
     for pairs in corpus.qrels.values():
         assert all(texts[document] in asked[query] for query, document in pairs)
-    assert [len(rows) for rows in read_stream(corpus, "iid")] == [12, 6, 6]
+    assert [len(stage.added) for stage in read_stream(corpus, "iid")] == [12, 6, 6]
     titles = corpus.documents["title"].to_pylist()
-    homes = [{titles[row] for row in rows} for rows in read_stream(corpus, "topic")]
+    homes = [{titles[row] for row in stage.added} for stage in read_stream(corpus, "topic")]
     assert sum(map(len, homes)) == len(set().union(*homes)) == 8
 
 
@@ -255,7 +255,7 @@ def test_natural_questions(tmp_path, monkeypatch):
     sizes = ["--sizes", "20", "5x5"]
     _call("natural_questions", monkeypatch, "--out", tmp_path / "nq", *files, *sizes)
     corpus = _read(tmp_path / "nq", tmp_path)
-    assert [len(rows) for rows in read_stream(corpus, "iid")] == [20] + [5] * 5
+    assert [len(stage.added) for stage in read_stream(corpus, "iid")] == [20] + [5] * 5
     assert corpus.documents.num_rows == 45 == len(set(_ids(corpus)))
     titles = corpus.documents["title"].to_pylist()
     assert _ids(corpus) == [title.replace(" ", "_") for title in titles]
@@ -318,7 +318,7 @@ def test_msmarco_subset_takes_judged_passages_first(tmp_path, monkeypatch):
     sizes = ["--sizes", "40", "5x8"]
     _call("msmarco", monkeypatch, "--out", tmp_path / "ms", "--local", source, *sizes)
     corpus = _read(tmp_path / "ms", tmp_path)
-    assert [len(rows) for rows in read_stream(corpus, "iid")] == [40] + [8] * 5
+    assert [len(stage.added) for stage in read_stream(corpus, "iid")] == [40] + [8] * 5
     assert set(map(str, range(70))) <= set(_ids(corpus))  # all judged ones, and ten to fill up
     assert {split: len(pairs) for split, pairs in corpus.qrels.items()}["test"] == 20
     assert len(corpus.qrels["train"]) + len(corpus.qrels["dev"]) == 60
@@ -337,7 +337,7 @@ def test_msmarco_full_and_plain_names(tmp_path, monkeypatch):
     _call("msmarco", monkeypatch, "--out", tmp_path / "ms", "--local", source, "--full")
     corpus = _read(tmp_path / "ms", tmp_path)
     assert _ids(corpus) == [str(n) for n in range(200)]
-    assert [len(rows) for rows in read_stream(corpus, "iid")] == [100] + [20] * 5
+    assert [len(stage.added) for stage in read_stream(corpus, "iid")] == [100] + [20] * 5
     assert all(len(pairs) > 0 for pairs in corpus.qrels.values())
 
 
@@ -373,7 +373,7 @@ def test_beir_folder_with_test_queries_only(tmp_path, monkeypatch):
     _call("beir", monkeypatch, "--out", tmp_path / "made", source)
     corpus = _read(tmp_path / "made", tmp_path)
     assert _ids(corpus) == [f"d{n}" for n in range(40)]
-    assert [len(rows) for rows in read_stream(corpus, "iid")] == [20] + [4] * 5
+    assert [len(stage.added) for stage in read_stream(corpus, "iid")] == [20] + [4] * 5
     pairs = [pair for found in corpus.qrels.values() for pair in found.tolist()]
     assert all(len(found) for found in corpus.qrels.values())
     asked = corpus.queries["text"].to_pylist()
@@ -450,8 +450,8 @@ def test_split_stream_by_id_field_and_file(tmp_path, monkeypatch):
     _call("split_stream", monkeypatch, folder, "--by", "id", "--out", tmp_path / "out", *cut)
     corpus = _read(folder, tmp_path)
     years = [
-        [2000 + int(_ids(corpus)[row][1:]) % 7 for row in rows]
-        for rows in read_stream(corpus, "time")
+        [2000 + int(_ids(corpus)[row][1:]) % 7 for row in stage.added]
+        for stage in read_stream(corpus, "time")
     ]
     assert [sorted(set(found)) for found in years] == [
         [2000, 2001],
@@ -459,9 +459,9 @@ def test_split_stream_by_id_field_and_file(tmp_path, monkeypatch):
         [2004],
         [2005, 2006],
     ]
-    assert sum(map(len, read_stream(corpus, "iid"))) == 70
+    assert sum(len(stage.added) for stage in read_stream(corpus, "iid")) == 70
     by_id = read_stream(corpus, tmp_path / "out" / "id.json")
-    names = [_ids(corpus)[row] for rows in by_id for row in rows]
+    names = [_ids(corpus)[row] for stage in by_id for row in stage.added]
     assert names == sorted(names)
     by_file = split_stream.corpora(folder, "file", ["1"])
     assert by_file == [_ids(corpus)]

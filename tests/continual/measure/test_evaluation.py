@@ -11,7 +11,9 @@ from continual import runs
 from continual.measure import performance
 from continual.measure.evaluation import METRICS, Evaluator
 from continual.run.directory import stage_folder
+from continual.run.docids import codes_at
 from continual.run.material import prepare
+from dsi.docids import NewDocuments
 from dsi.index import SearchIndex
 from dsi.measures.trec import read_run, write_qrels
 from dsi.model.dsi_model import DSIModel, from_scratch
@@ -294,3 +296,36 @@ def test_a_corpus_without_queries_has_no_retrieval_metric(lab, model, stream, ac
     nothing, how = ours.evaluate(STAGE, [empty] * 3, found)
     assert all(result.metrics["hits@1"] is None for result in nothing)
     assert how["queries_per_second"] is None
+
+
+@pytest.mark.parametrize("docids", ["atomic", "naive"])
+def test_only_what_is_there_is_found_and_counts(lab, changing, accelerator, docids):
+    """Stage 3 of CHANGES in tests/continual/conftest.py, every cell worked out from the lists."""
+    stage, gone = 3, {1, 3, 5, 18}
+    config = lab.config(*changing, f"docids={docids}", "evaluation.depth=26", "evaluation.beams=26")
+    stream, scheme = prepare(config).stream, config.docids.build()
+    scheme.extend(NewDocuments(stream.count(stage)))
+    codes = codes_at(scheme, stream, stage)
+    sizes = [26] if docids == "atomic" else scheme.code_sizes
+    shape = {"vocab_size": len(stream.tokenizer), "d_model": 16, "d_kv": 8, "d_ff": 16}
+    ours = from_scratch(1, **shape, num_heads=2, num_layers=1, code_sizes=sizes)
+    evaluator = Evaluator(config, stream, ours.eval(), codes, accelerator)
+    found = evaluator.documents_found(stage)
+    assert found.shape == (30,) and not found[sorted(gone)].any()
+    every = [stream.judged_queries("test", corpus) for corpus in range(4)]
+    results, how = evaluator.evaluate(stage, every, found)
+    assert how["queries"] == sum(len(result.queries) for result in results) == 15 + 5 + 0 + 6
+    assert [len(result.queries) for result in results] == [15, 5, 0, 6]
+    for o, result in enumerate(results):
+        for top, gold, rank in zip(result.top_QK, result.queries.gold, result.ranks, strict=True):
+            assert sorted(top.tolist()) == stream.members(stage).tolist()
+            place = min(top.tolist().index(number) for number in gold) + 1
+            assert rank == place and gone.isdisjoint(gold.tolist())
+        first, stop = stream.range(o)
+        there = [n for n in range(first, stop) if n not in gone]
+        share = found[there].mean() if there else None
+        assert result.metrics["indexing_accuracy"] == share
+        if o == 2:  # a stage that only removes
+            assert set(result.metrics.values()) == {None}
+            continue
+        assert result.metrics["hits@10"] == pytest.approx(np.mean(result.ranks <= 10))

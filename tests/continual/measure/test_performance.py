@@ -239,3 +239,29 @@ def test_summary_of_nothing_is_none():
     shares = ForgettingEvents(3, "never").summary()
     assert shares.pop("num_documents") == 0
     assert set(shares.values()) == {None}
+
+
+def test_a_replaced_document_begins_anew_and_a_removed_one_ends():
+    events = ForgettingEvents(4, "at the end of stages")
+    events.update(np.arange(4), np.array([1, 1, 1, 0], bool), 10)
+    events.update(np.arange(4), np.array([0, 1, 1, 0], bool), 20)
+    # the next stage replaces 1 and removes 2, and a fifth document arrives
+    events.extend(5, [1])
+    assert events.counts.first_learnt.tolist() == [10, -1, 10, -1, -1]
+    events.update(np.array([0, 1, 3, 4]), np.array([1, 0, 0, 1], bool), 30)
+    # not finding the new text is no forgetting of the old one
+    assert events.counts.events.tolist() == [1, 0, 0, 0, 0]
+    assert events.counts.state.tolist() == [1, 0, 1, 0, 1]
+    events.update(np.array([0, 1, 3, 4]), np.array([1, 1, 0, 0], bool), 40)
+    assert events.counts.events.tolist() == [1, 0, 0, 0, 1]
+    assert events.counts.first_learnt.tolist() == [10, 40, 10, -1, 30]
+    assert events.summary()["num_documents"] == 5
+
+
+def test_a_corpus_that_has_gone_leaves_the_averages():
+    """D_1 is removed before stage 3: worked by hand."""
+    P = [[0.8], [0.6, 0.5], [0.6, 0.3, 0.9], [0.4, None, 0.7, 0.2]]
+    close(average_performance(P), [0.8, 0.55, 0.6, (0.4 + 0.7 + 0.2) / 3])
+    close(forgetting(P), [None, 0.2, 0.2, (0.4 + 0.2) / 2])
+    # what was learnt when it arrived stays
+    close(learning_performance(P), [None, 0.5, 0.7, (0.5 + 0.9 + 0.2) / 3])

@@ -333,3 +333,17 @@ def test_wrong_settings_name_their_key(setting, start):
     with pytest.raises(UserError) as caught:
         load_config(None, [f"evaluation.sharpness.{setting}"])
     assert str(caught.value).startswith(start)
+
+
+def test_only_documents_that_are_there_are_drawn(lab, changing):
+    config = lab.config(*changing, "evaluation.sharpness.examples=26")
+    stream = prepare(config).stream
+    drawn = np.concatenate([batch.documents.numpy() for batch in sample(config, stream, 3)])
+    assert sorted(drawn.tolist()) == stream.members(3).tolist()
+    # each with the text that it has now
+    for batch in sample(config, stream, 3):
+        for row, number in enumerate(batch.documents.tolist()):
+            if number in (2, 19):
+                own = stream.tokens_at(3)[number][:5].tolist()
+                assert own == batch.input_ids[row, :5].tolist()
+                assert own != stream.tokens[number][:5].tolist()

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 from continual.replay.episodic import EpisodicReplay
+from continual.run.material import prepare
 from continual.stream.view import StageView
 from dsi.errors import UserError
 from dsi.text.tokens import Tokens
@@ -19,7 +20,7 @@ class Queries:
     asked: list[int] = field(default_factory=list)
     sizes: tuple[int, ...] = (2, 3, 1)
 
-    def train_queries(self, corpus):
+    def train_queries(self, corpus, stage=None):
         self.asked.append(corpus)
         count = self.sizes[corpus]
         lists = [[10 * corpus + i + 1] for i in range(count)]
@@ -72,3 +73,13 @@ def test_with_an_infinite_ratio_it_is_no_replay(lab, more):
     assert lab.results(episodic) == lab.results(lab.kept("replay=none", *more))
     finite = lab.train("replay.name=episodic", "replay.ratio=1", *more)
     assert lab.matrix(finite) != lab.matrix(episodic)
+
+
+@pytest.mark.parametrize("documents", ["initial", "seen"])
+def test_queries_of_removed_documents_are_not_rehearsed(lab, changing, tmp_path, documents):
+    stream = prepare(lab.config(*changing)).stream
+    member = EpisodicReplay(EpisodicReplay.Config(documents=documents))
+    (pool,) = member.pools(view(stream, 3, tmp_path))
+    members = stream.members(3)
+    expected = members[members < 18] if documents == "initial" else members
+    assert np.unique(pool.documents).tolist() == expected.tolist()

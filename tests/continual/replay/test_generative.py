@@ -99,6 +99,7 @@ def test_a_text_without_a_space_is_rehearsed_up_to_the_length_of_a_query(
     monkeypatch.setattr(
         material.stream, "texts", lambda start, stop: ["the" * 7_000] * (stop - start)
     )
+    monkeypatch.setattr(material.stream, "texts_at", lambda own, _: ["the" * 7_000] * len(own))
     (pool,) = begin(make(memory=memory), 1)
     # what a generator has written may be cut into tokens otherwise when it is read
     longest = {"lexical": LONGEST_QUERY, "learned": 2 * TINY.query_length}
@@ -254,3 +255,78 @@ def test_impossible_settings_are_one_line(lab, setting):
 def test_with_an_infinite_ratio_it_is_no_replay(lab):
     run = lab.train("replay.name=generative", "replay.ratio=.inf", "replay.first_stage=0")
     assert lab.results(run) == lab.results(lab.kept())
+
+
+@pytest.fixture
+def stages(lab, changing, tmp_path, monkeypatch):
+    """Begin stages of the stream of CHANGES in tests/continual/conftest.py."""
+    monkeypatch.setenv("DSI_CACHE", str(tmp_path / "cache"))
+    found = prepare(lab.config(*changing))
+
+    def begin(member, stage):
+        folder, config = tmp_path / "run", lab.config(*changing)
+        nothing: Any = None
+        view = StageView(stage, found.stream, found.tokenizer, config, folder, nothing, nothing)
+        member.begin_stage(view)
+        return member.pools(view)
+
+    begin.stream, begin.run = found.stream, tmp_path / "run"
+    return begin
+
+
+@pytest.mark.parametrize("memory", ["lexical", "both"])
+def test_pseudo_queries_are_of_what_is_there_in_its_newest_text(stages, memory):
+    member, stream = make(memory=memory), stages.stream
+    for stage in range(1, 4):
+        pools = stages(member, stage)
+        for pool in pools:
+            assert np.unique(pool.documents).tolist() == stream.members(stage).tolist()
+        # lexical queries are made of the words of the text that the document has now
+        (own,) = stream.texts_at(np.array([2]), stage)
+        (line, *_) = lines(stages.run, {1: 1, 2: 1, 3: 3}[stage])
+        assert line["document"] == "d02" and line["queries"]
+        assert all(set(query.split()) <= set(own.split()) for query in line["queries"])
+        backend = stream.tokenizer.backend_tokenizer
+        expected = [backend.encode(q, add_special_tokens=False).ids for q in line["queries"]]
+        rehearsed = np.flatnonzero(pools[0].documents == 2)
+        assert [pools[0].tokens[i].tolist() for i in rehearsed] == expected
+    # the file of a stage has what was new in it, replaced documents first
+    written = {n: [line["document"] for line in lines(stages.run, n)] for n in (0, 1, 3)}
+    assert written[1][:7] == ["d02", *(f"d{n}" for n in range(18, 24))]
+    assert written[3][:8] == ["d02", "d19", *(f"d{n}" for n in range(24, 30))]
+    assert lines(stages.run, 1)[0]["corpus"] == "D0" and "corpus" not in lines(stages.run, 1)[1]
+    # D_0's was written in stage 1: what had gone by then was not worth a query
+    assert set(written[0]) == {f"d{n:02d}" for n in range(18)} - {"d01", "d02", "d05"}
+    assert not (stages.run / "stages/02").exists(), "a stage that only removes writes nothing"
+    # a run that goes on reads the same
+    again = stages(make(memory=memory), 3)
+    for one, other in zip(again, stages(member, 3), strict=True):
+        assert np.array_equal(one.documents, other.documents)
+        assert np.array_equal(one.tokens.values, other.tokens.values)
+
+
+@pytest.mark.parametrize(
+    ("documents", "expected"),
+    [
+        ("initial", [n for n in range(18) if n not in (1, 3, 5)]),
+        ("new", [2, 19, *range(24, 30)]),
+    ],
+)
+def test_whose_documents_are_rehearsed_when_documents_change(stages, documents, expected):
+    (pool,) = stages(make(documents=documents), 3)
+    assert np.unique(pool.documents).tolist() == expected
+
+
+def test_stored_queries_of_removed_documents_are_not_rehearsed(stages):
+    stored = stages(make(stored_queries=1.0), 3)[-1]
+    gone = {1, 3, 5}
+    assert set(stored.documents.tolist()) == set(range(18)) - gone
+    assert len(stored.tokens) == 2 * 15
+
+
+def test_a_line_of_a_corpus_that_is_not_there_is_refused(stages):
+    stages(make(), 1)
+    path = stages.run / "stages/01/pseudo_queries.jsonl"
+    path.write_text(path.read_text("utf-8").replace('"corpus": "D0"', '"corpus": "D9"'), "utf-8")
+    with pytest.raises(UserError, match=r"pseudo_queries\.jsonl: not what was written"):
+        stages(make(), 1)

@@ -12,6 +12,7 @@ from continual import runs
 from continual.config.loading import dump, read_resolved
 from continual.measure.evaluation import METRICS
 from continual.run import directory
+from continual.run.material import prepare
 from dsi.docids import NewDocuments
 from dsi.docids.atomic import Atomic
 from dsi.errors import UserError
@@ -26,6 +27,9 @@ class Documents:
     def __init__(self, *corpora):
         self.ids = [key for ids in corpora for key in ids]
         self.offsets = np.cumsum([0, *map(len, corpora)])
+
+    def range(self, corpus):
+        return int(self.offsets[corpus]), int(self.offsets[corpus + 1])
 
     def document_ids(self, start, stop):
         return self.ids[start:stop]
@@ -226,3 +230,42 @@ def test_events_of_every_document(lab):
     events = json.loads((every / "forgetting_events.json").read_text())
     assert events["evaluated_at"] == [4, 8, 10, 14, 18, 22, 26]
     assert "every 4 updates" in events["cadence"]
+
+
+def test_counts_of_what_is_left(lab, changing):
+    stream = prepare(lab.config(*changing)).stream
+    queries = [stream.judged_queries("test", n) for n in range(4)]
+    assert directory.counts_at(stream, queries, 0) == {}
+    assert directory.counts_at(stream, queries, 1) == {}, "nothing was removed so far"
+    # d01 and d05, then d03, then d18, which also was an answer to d00's query
+    assert directory.counts_at(stream, queries, 4) == {
+        "num_queries_at": [
+            [18, None, None, None],
+            [16, 7, None, None],
+            [15, 7, 0, None],
+            [15, 5, 0, 6],
+        ],
+        "num_documents_at": [
+            [18, None, None, None],
+            [16, 6, None, None],
+            [15, 6, 0, None],
+            [15, 5, 0, 6],
+        ],
+    }
+
+
+@pytest.mark.parametrize(
+    "value",
+    [5, [[1]], [[1, None]], [[1, 2], [1, 2]], [[1, None], [1, "2"]], [[1, None], [1, None]]],
+)
+def test_counts_that_are_none_are_refused(tmp_path, value):
+    row = {key: [0.5] for key in METRICS}
+    rows = [row, {key: [0.5, 0.5] for key in METRICS}]
+    counts = {"num_queries_at": [[1, None], [1, 2]], "num_documents_at": [[3, None], [2, 1]]}
+    path = tmp_path / "matrix.json"
+    path.write_text(json.dumps(directory.make_matrix(rows, [1, 2], [3, 1], [5, 5], counts)))
+    assert directory.read_matrix(path)["num_queries_at"] == counts["num_queries_at"]
+    matrix = directory.make_matrix(rows, [1, 2], [3, 1], [5, 5], {"num_documents_at": value})
+    path.write_text(json.dumps(matrix))
+    with pytest.raises(UserError, match=r"matrix\.json: not what was written.*restore the file"):
+        directory.read_matrix(path)

@@ -10,6 +10,7 @@ import pytest
 from continual import runs
 from continual.run import directory
 from continual.run.docids import Assignment
+from continual.run.material import prepare
 from continual.update.update import Update
 from dsi.docids import codes_from_text
 from dsi.embeddings import load_embedder
@@ -17,6 +18,8 @@ from dsi.errors import UserError
 from dsi.index import SearchIndex
 from dsi.search.trie import Trie
 from tests.continual.test_resume import interrupt, resume
+
+ALONE: Any = SimpleNamespace(is_main_process=True, wait_for_everyone=lambda: None)
 
 CLUSTERS = ("docids.embedding.source=model", "docids.embedding.updates=4")
 SCHEMES = {
@@ -171,3 +174,79 @@ def test_other_processes_read_what_the_first_wrote(lab, tmp_path):
     lines = list(docids(run, 2).values())
     assert np.array_equal(other.scheme.codes_NT, codes_from_text(lines))
     assert set(other.scheme.state_dict()) >= {"centroids.0", "near.0"}
+
+
+@pytest.fixture
+def assigned(lab, changing, tmp_path):
+    """Makes the assignment of the stream of CHANGES in tests/continual/conftest.py."""
+
+    def make(*settings):
+        config = lab.config(*changing, *settings)
+        stream = prepare(config).stream
+        folder = tmp_path / "run"
+        return Assignment(config, stream, folder, ALONE), stream
+
+    return make
+
+
+def test_atomic_codes_are_places_among_what_is_there(assigned):
+    assignment, stream = assigned()
+    assert assignment.codes(0).tolist() == [[n] for n in range(18)], "before there are any"
+    for stage in range(4):
+        assignment.extend(stage)
+        assert assignment.corpora == stage + 1
+        codes_NT, members = assignment.codes(stage), stream.members(stage)
+        assert codes_NT.dtype == np.int32 and codes_NT.shape == (stream.count(stage), 1)
+        assert codes_NT[members, 0].tolist() == list(range(len(members)))
+        assert (np.delete(codes_NT, members, 0) == -1).all()
+        assert assignment.code_sizes(stage) == [len(members)]
+        kept = assignment.kept_rows(stage)
+        if stage in (1, 2, 3):
+            # what was row r in the stage before is row kept.index(r) in this one
+            before = stream.members(stage - 1)
+            assert kept is not None
+            assert before[kept].tolist() == [n for n in before if n in members]
+        else:
+            assert kept is None
+    assert assignment.codes(0).tolist() == [[n] for n in range(18)], "of an earlier stage"
+    # what was assigned at arrival is in the files, also of what has gone
+    lines = (assignment.folder / "docids/D0.tsv").read_text().splitlines()
+    assert lines == [f"d{n:02d}\t{n}" for n in range(18)]
+    assert (assignment.folder / "docids/D2.tsv").read_bytes() == b""
+    again, _ = assigned()
+    again.read(4)
+    assert again.corpora == 4
+    assert np.array_equal(again.codes(3), assignment.codes(3))
+
+
+def test_string_docids_of_removed_documents_go(assigned):
+    assignment, stream = assigned("docids=naive", "docids.base=4")
+    assignment.extend(3)
+    own, codes_NT = assignment.scheme.codes_NT, assignment.codes(3)
+    members = stream.members(3)
+    assert np.array_equal(codes_NT[members], own[members])
+    assert (np.delete(codes_NT, members, 0) == -1).all()
+    assert assignment.kept_rows(3) is None
+    assert assignment.code_sizes(3) == assignment.scheme.code_sizes
+    trie = Trie.build(codes_NT)
+    assert sorted(trie.documents.tolist()) == members.tolist()
+    assert (trie.find(np.delete(own, members, 0)) == -1).all()
+
+
+def test_without_removals_codes_are_the_schemes_own(lab, tmp_path):
+    config = lab.config("docids=naive")
+    assignment = Assignment(config, prepare(config).stream, tmp_path, ALONE)
+    assignment.extend(2)
+    assert np.shares_memory(assignment.codes(2), assignment.scheme.codes_NT), "no copy"
+    assert np.array_equal(assignment.codes(2), assignment.scheme.codes_NT)
+    assert [assignment.kept_rows(stage) for stage in range(3)] == [None] * 3
+
+
+@pytest.mark.parametrize("content", ["", "d18"])
+def test_a_file_of_docids_that_is_empty_must_be_of_an_empty_corpus(assigned, content):
+    assignment, _ = assigned()
+    assignment.extend(3)
+    (assignment.folder / "manifest.json").unlink()
+    (assignment.folder / "docids/D1.tsv").write_text(content)
+    with pytest.raises(UserError, match=r"D1\.tsv.*restore the file"):
+        assigned()[0].read(4)

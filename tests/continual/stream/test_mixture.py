@@ -301,3 +301,49 @@ def test_a_stage_is_as_few_windows_of_one_size_as_it_can_be(budget, most):
 
 def test_a_stage_without_updates_has_a_window():
     assert window_updates(TrainingConfig(), 0) == 1
+
+
+@pytest.fixture(scope="module")
+def changed(lab, changing):
+    """See CHANGES in tests/continual/conftest.py."""
+    return prepare(lab.config(*changing)).stream
+
+
+@pytest.mark.parametrize(
+    ("indexing", "expected"),
+    [
+        ("seen", sorted(set(range(30)) - {1, 3, 5, 18})),
+        ("new", [2, 19, *range(24, 30)]),
+    ],
+)
+def test_a_stage_indexes_what_is_there_or_what_has_changed(changed, indexing, expected):
+    found = sources(changed, 3, f"indexing={indexing}", "sampling={new: null}")
+    for source in found:
+        assert np.unique(source.take(0, 600).documents).tolist() == expected
+        text = source.tokens[2].tolist()
+        (own,) = changed.texts_at(np.array([2]), 3)
+        assert text == tokenize(changed.tokenizer, [own])[0].tolist()
+
+
+def test_replaced_documents_are_drawn_as_new_ones(changed):
+    groups = document_groups(changed.members(3), changed, 3, 0.4, 1.0)
+    counts = np.bincount(drawn(groups), minlength=30) / DRAWS
+    # 0.4 for six new and two replaced ones, and half of the rest for each old corpus
+    assert counts[[2, 19, *range(24, 30)]] == pytest.approx(np.full(8, 0.05), abs=1e-3)
+    assert counts[:18].sum() - counts[2] == pytest.approx(0.3, abs=1e-3)
+    assert counts[18:24].sum() - counts[19] == pytest.approx(0.3, abs=1e-3)
+
+
+@pytest.mark.parametrize("indexing", ["seen", "new"])
+@pytest.mark.parametrize("restart", ["true", "false"])
+def test_a_stage_that_only_removes_has_what_is_there(changed, indexing, restart):
+    found = sources(changed, 2, f"indexing={indexing}", f"training.restart={restart}")
+    expected = sorted(set(range(24)) - {1, 3, 5})
+    assert np.unique(found[0].take(0, 600).documents).tolist() == expected
+
+
+def test_a_stage_that_only_removes_needs_nothing_to_train_on(changed):
+    none = load_config(None, ["indexing=none", "replay=episodic"])
+    assert stage_sources(none, changed, 2, [], math.inf, changed.tokenizer) == []
+    with pytest.raises(UserError, match="indexing: none leaves stage 3 nothing to train on"):
+        stage_sources(none, changed, 3, [], math.inf, changed.tokenizer)

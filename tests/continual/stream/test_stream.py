@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from continual.run.material import prepare, read_parts
-from continual.stream.stream import Part, Stream
+from continual.stream.stream import CorpusRows, Stream
 from dsi.corpus.corpus import document_texts, read_corpus, write_corpus
 from dsi.text.tokens import tokenize
 from dsi.text.views import set_text
@@ -33,7 +33,7 @@ def shuffled(stream: Stream, order: list[list[str]]) -> Stream:
     """A stream over the same corpus in another order."""
     corpus = stream.parts[0].corpus
     place = {key: row for row, key in enumerate(corpus.documents["id"].to_pylist())}
-    parts = [Part(corpus, np.array([place[key] for key in keys])) for keys in order]
+    parts = [CorpusRows(corpus, np.array([place[key] for key in keys])) for keys in order]
     return Stream(parts, stream.tokenizer)
 
 
@@ -136,7 +136,7 @@ def test_a_query_with_several_answers_is_asked_once_per_corpus(lab, stream, ids)
 def test_a_corpus_without_queries(tmp_path, stream):
     documents = [{"_id": f"x{i}", "title": "", "text": f"words {i}"} for i in range(3)]
     corpus = read_corpus(write_corpus(tmp_path / "c", documents, [], {}))
-    one = Stream([*stream.parts, Part(corpus, np.arange(3))], stream.tokenizer)
+    one = Stream([*stream.parts, CorpusRows(corpus, np.arange(3))], stream.tokenizer)
     assert len(one.judged_queries("test", 3)) == 0
     assert one.judged_queries("test", 3).gold == []
     texts, numbers = one.train_pairs(3)
@@ -155,7 +155,7 @@ def test_queries_are_read_as_documents_are(tmp_path, stream):
     corpus = read_corpus(
         write_corpus(tmp_path / "c", documents, queries, {"train": [("q", "a", 1)]})
     )
-    parts = [Part(corpus, np.arange(1))]
+    parts = [CorpusRows(corpus, np.arange(1))]
     assert Stream(parts, stream.tokenizer).train_pairs(0)[0] == ["what is it"]
     plain = Stream(parts, stream.tokenizer, title=False, lowercase=False)
     assert plain.train_pairs(0)[0] == ["What IS it"]
@@ -181,3 +181,110 @@ def test_the_fingerprint_is_about_order_and_content(lab, tmp_path, stream, ids):
     parts, _ = read_parts(lab.config(f"data.corpus={folder}"))
     other = Stream(parts, stream.tokenizer)
     assert other.fingerprint() != stream.fingerprint(), "other documents in the same rows"
+
+
+@pytest.fixture(scope="module")
+def changed(lab, changing) -> Stream:
+    """See CHANGES in tests/continual/conftest.py."""
+    return prepare(lab.config(*changing, "views=[{name: set, weight: 1}]")).stream
+
+
+GONE = [set(), {1, 5}, {1, 5, 3}, {1, 5, 3, 18}]
+
+
+def test_a_stream_without_changes_is_a_prefix_of_itself(stream):
+    for stage in range(3):
+        count = stream.count(stage)
+        assert stream.is_whole(stage) and stream.present(stage).all()
+        assert stream.members(stage).tolist() == list(range(count))
+        assert stream.changed(stage).tolist() == stream.added(stage).tolist()
+        assert stream.added(stage).tolist() == list(range(*stream.range(stage)))
+        assert len(stream.removed(stage)) == len(stream.replaced(stage)) == 0
+        assert stream.tokens_at(stage) is stream.tokens, "no copy"
+
+
+def test_what_is_there_in_a_stage(changed):
+    assert [changed.range(n) for n in range(4)] == [(0, 18), (18, 24), (24, 24), (24, 30)]
+    assert [changed.count(n) for n in range(4)] == [18, 24, 24, 30]
+    for stage, gone in enumerate(GONE):
+        expected = [n for n in range(changed.count(stage)) if n not in gone]
+        assert changed.members(stage).tolist() == expected
+        assert np.flatnonzero(changed.present(stage)).tolist() == expected
+        assert changed.is_whole(stage) == (not gone)
+    assert [changed.removed(n).tolist() for n in range(4)] == [[], [1, 5], [3], [18]]
+    assert [changed.replaced(n).tolist() for n in range(4)] == [[], [2], [], [2, 19]]
+    assert [changed.changed(n).tolist() for n in range(1, 4)] == [
+        [2, *range(18, 24)],
+        [],
+        [2, 19, *range(24, 30)],
+    ]
+    # ids and corpora stay those of the arrival
+    assert changed.ids_of(np.array([19, 2, 25])) == ["d19", "d02", "d25"]
+    assert changed.document_ids(0, 30) == [f"d{n:02d}" for n in range(30)]
+    assert changed.corpus_of(np.array([2, 19, 24])).tolist() == [0, 1, 3]
+
+
+def test_a_replaced_document_has_its_new_text_from_its_stage_on(changed):
+    table = changed.parts[0].corpus.documents
+    all_texts = dict(
+        zip(
+            table["id"].to_pylist(),
+            document_texts(table, title=True, lowercase=True),
+            strict=True,
+        )
+    )
+    names = {0: {}, 1: {2: "t0"}, 2: {2: "t0"}, 3: {2: "t1", 19: "t2"}}
+    for stage, new in names.items():
+        numbers = np.arange(changed.count(stage))
+        rows = [new.get(n, f"d{n:02d}") for n in numbers.tolist()]
+        expected = [all_texts[row] for row in rows]
+        assert list(changed.texts_at(numbers, stage)) == expected
+        assert list(changed.texts_at(numbers[::-1], stage)) == expected[::-1]
+        for found, texts in (
+            (changed.tokens_at(stage), expected),
+            (changed.set_tokens_at(stage), map(set_text, expected)),
+        ):
+            tokens = tokenize(changed.tokenizer, texts)
+            assert np.array_equal(found.values[: found.offsets[len(rows)]], tokens.values)
+            assert np.array_equal(found.offsets[: len(rows) + 1], tokens.offsets)
+    assert list(changed.texts(0, 30)) == list(changed.texts_at(np.arange(30), 0)), "as they arrived"
+    assert changed.tokens_at(0) is changed.tokens
+    assert changed.tokens_at(1) is changed.tokens_at(2), "made once"
+    since = changed.text_stages(np.arange(30), 3)
+    assert {n: since[n] for n in (0, 2, 19, 20, 24)} == {0: 0, 2: 3, 19: 3, 20: 1, 24: 3}
+
+
+def test_queries_are_those_that_still_have_an_answer(changed):
+    first, second = changed.judged_queries("test", 0), changed.judged_queries("test", 1)
+    assert first.among(changed.present(0)) is first
+    # d00's query has the answers d00 and d01 in D0, and d18 in D1
+    later = first.among(changed.present(2))
+    assert "test-d01-0" not in later.ids and "test-d03-0" not in later.ids
+    assert len(later) == 18 - 3
+    gold = dict(zip(*of(later), strict=True))
+    assert gold["test-d00-0"].tolist() == [0]
+    assert gold["test-d02-0"].tolist() == [2], "a replaced document keeps its queries"
+    place = later.ids.index("test-d06-0")
+    assert later.texts[place] == first.texts[first.ids.index("test-d06-0")]
+    assert np.array_equal(later.tokens[place], first.tokens[first.ids.index("test-d06-0")])
+    assert "test-d00-0" in second.ids and "test-d00-0" not in second.among(changed.present(3)).ids
+    texts, documents = changed.train_pairs(0)
+    tokens, present = changed.train_queries(0, 2)
+    assert present.tolist() == [n for n in documents.tolist() if n not in GONE[2]]
+    assert len(tokens) == len(present) == len(texts) - 6
+    assert changed.train_queries(0, 0)[1].tolist() == documents.tolist()
+
+
+def test_the_fingerprint_is_about_changes_too(changed):
+    found = {changed.fingerprint()}
+    first, second, third, last = changed.parts
+    for part in (
+        CorpusRows(last.corpus, last.rows, last.removed, last.replaced[:1], last.texts[:1]),
+        CorpusRows(last.corpus, last.rows, last.removed, last.replaced, last.texts[::-1]),
+        CorpusRows(last.corpus, last.rows, np.array([19]), last.replaced[:1], last.texts[:1]),
+        CorpusRows(last.corpus, last.rows),
+    ):
+        other = Stream([first, second, third, part], changed.tokenizer)
+        assert other.fingerprint(3) == changed.fingerprint(3)
+        found.add(other.fingerprint())
+    assert len(found) == 5

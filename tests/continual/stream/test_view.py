@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from continual.run.material import prepare
-from continual.stream.stream import Part, Stream
+from continual.stream.stream import CorpusRows, Stream
 from continual.stream.view import QueryPool, StageView, true_queries
 from dsi.corpus.corpus import read_corpus, write_corpus
 
@@ -32,7 +32,7 @@ def test_true_queries_are_those_of_the_first_corpus(stream):
 def test_a_corpus_without_train_queries_has_none(tmp_path, stream):
     documents = [{"_id": "x", "title": "", "text": "words"}]
     corpus = read_corpus(write_corpus(tmp_path / "c", documents, [], {}))
-    assert true_queries(Stream([Part(corpus, np.arange(1))], stream.tokenizer)) is None
+    assert true_queries(Stream([CorpusRows(corpus, np.arange(1))], stream.tokenizer)) is None
 
 
 def test_a_view_works_without_a_trainer(lab, tmp_path, stream):

@@ -53,7 +53,7 @@ def test_what_is_written_is_what_is_read(tmp_path_factory, content):
         assert len(pairs) == len(set(pairs))
         assert set(pairs) == {(query, row) for query, row, score in judgements if score > 0}
     found = read_stream(corpus, "s")
-    assert [[documents[row]["_id"] for row in part] for part in found] == stream
+    assert [[documents[row]["_id"] for row in stage.added] for stage in found] == stream
 
 
 @pytest.fixture

@@ -81,3 +81,50 @@ def test_unconstrained_reports_what_is_no_docid():
     assert torch.equal(
         atomic.unconstrained(IDS, MASK, 4).documents, atomic.rank(IDS, MASK, 4).documents
     )
+
+
+def test_atomic_docids_may_have_removed_documents_between_them():
+    assert is_atomic(np.array([[0], [-1], [1], [-1]]))
+    assert is_atomic(np.array([[0], [-1], [1]]), rows=2)
+    assert not is_atomic(np.array([[0], [-1], [1]]), rows=3), "the row of another one is there"
+    assert not is_atomic(np.array([[0], [-1], [2]]))
+    assert is_atomic(np.arange(4)[:, None], rows=9), "none is removed: as it was"
+
+
+def test_results_are_document_numbers_when_documents_were_removed():
+    ours = model([4])
+    there = np.array([1, 2, 4, 7])
+    codes_NT = np.full((8, 1), -1, np.int32)
+    codes_NT[there, 0] = np.arange(4)
+    ranker, plain = Ranker(ours, codes_NT), Ranker(ours, np.arange(4)[:, None])
+    assert ranker.trie is None and len(ranker) == 4
+    found, rows = ranker.rank(IDS, MASK, 9), plain.rank(IDS, MASK, 9)
+    assert torch.equal(found.documents, torch.from_numpy(there)[rows.documents])
+    assert torch.equal(found.scores, rows.scores)
+    part = ranker.among([7, 2])
+    assert len(part) == 2
+    assert {*part.rank(IDS, MASK, 3).documents.flatten().tolist()} == {2, 7}
+    with pytest.raises(KeyError, match="document 3 is not there"):
+        ranker.among([2, 3])
+
+
+@pytest.mark.parametrize("gone", [[0], [2, 5], [5]])
+def test_a_removed_string_docid_is_never_found(gone):
+    codes_NT = CODES.copy()
+    codes_NT[gone] = -1
+    ours = model([3, 3])
+    ranker = Ranker(ours, codes_NT)
+    found = ranker.rank(IDS, MASK, 6)
+    left = np.setdiff1d(np.arange(6), gone)
+    assert found.documents.sort(1).values.tolist() == [left.tolist()] * 2
+    restricted = Ranker(ours, CODES).among(left).rank(IDS, MASK, 6)
+    assert torch.equal(found.documents, restricted.documents)
+    torch.testing.assert_close(found.scores, restricted.scores)
+
+
+def test_a_removed_code_that_the_model_still_knows_is_never_found():
+    """String docids of one code keep all rows: they are searched through the trie."""
+    ours = model([3])
+    ranker = Ranker(ours, np.array([[0], [1], [-1]]))
+    assert ranker.trie is not None
+    assert ranker.rank(IDS, MASK, 3).documents.sort(1).values.tolist() == [[0, 1]] * 2

@@ -499,3 +499,26 @@ def test_bytes_per_document(codes, positions):
     trie = Trie.build(np.unique(codes_NT, axis=0))
     assert trie.num_bytes == 6 * trie.num_nodes + 4 + 8 * len(trie)
     assert trie.num_bytes <= (6 * positions + 8) * len(trie) + 100
+
+
+# --- removed documents ----------------------------------------------------------------------------
+
+
+@given(docids=assignments(), data=st.data())
+def test_rows_without_a_code_are_removed_documents(docids, data):
+    rows = list(docids.values())
+    gone = [n for n in range(len(rows)) if data.draw(st.booleans())]
+    codes_NT = padded(rows)
+    codes_NT[gone] = -1
+    trie = Trie.build(codes_NT, version=1)
+    assert written(trie) == {n: row for n, row in enumerate(rows) if n not in gone}
+    assert_same(trie, Trie.build(padded(rows)).remove(gone))
+    assert trie.next_document == len(rows), "their numbers are not given to others"
+    assert trie.find(padded(rows)).tolist() == [-1 if n in gone else n for n in range(len(rows))]
+
+
+def test_a_row_without_a_code_has_no_number_of_its_own():
+    with pytest.raises(ValueError, match="the docid of document 6 is empty"):
+        Trie.build(np.array([[1], [-1], [2]]), [5, 6, 7])
+    with pytest.raises(ValueError, match="the docid of document 1 has a hole"):
+        Trie.build(np.array([[1, -1], [-1, 0]]))

@@ -313,3 +313,15 @@ def test_many_tokens_are_mapped_from_a_file_that_vanishes(monkeypatch, tmp_path)
     assert isinstance(mapped.values, np.memmap) and not isinstance(plain.values, np.memmap)
     assert mapped.values.tolist() == plain.values.tolist() == [5, 6, 1, 2, 3, 4, 1, 2, 3]
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("rows", [[], [0], [3, 1], [4], [0, 1, 2, 3, 4]])
+def test_some_texts_are_replaced(rows):
+    texts = [[1, 2], [], [3], [4, 5, 6], [7]]
+    new = [[10 * (i + 1)] * (3 * i) for i in range(len(rows))]
+    tokens = Tokens.from_lists(texts)
+    found = tokens.with_texts(np.array(rows, np.int64), Tokens.from_lists(new))
+    expected = [new[rows.index(i)] if i in rows else own for i, own in enumerate(texts)]
+    assert [found[i].tolist() for i in range(5)] == expected
+    assert found.values.dtype == np.int32 and found.offsets.dtype == np.int64
+    assert [tokens[i].tolist() for i in range(5)] == texts, "a copy"
