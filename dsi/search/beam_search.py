@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.nn.functional import pad
 
 from dsi.model.docid_loss import at_least_float32
-from dsi.search.forward import EncodedQueries, Inference
+from dsi.search.forward import EncodedTexts, Inference
 from dsi.search.trie import Trie
 
 CHUNK = 65_536  # rows scored at once: B x CHUNK floats, 64 MB for 256 queries
@@ -104,7 +104,7 @@ def beam_search(
     attention_mask: Tensor,
     beams: int,
     length_penalty: float = 0.0,
-    encoded: EncodedQueries | None = None,
+    encoded: EncodedTexts | None = None,
 ) -> Found:
     """The docids of ``trie`` that beam search finds for queries (B, L), K = ``beams``.
 
@@ -156,7 +156,7 @@ def unconstrained_search(
     input_ids: Tensor,
     attention_mask: Tensor,
     beams: int,
-    encoded: EncodedQueries | None = None,
+    encoded: EncodedTexts | None = None,
 ) -> Found:
     """The same search over all code sequences: what the model writes when nothing holds it.
 

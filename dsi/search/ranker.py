@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from dsi.search.beam_search import Found, beam_search, rank_rows, unconstrained_search
-from dsi.search.forward import EncodedQueries, Inference
+from dsi.search.forward import EncodedTexts, Inference
 from dsi.search.trie import Trie
 
 if TYPE_CHECKING:
@@ -71,7 +71,7 @@ class Ranker:
         attention_mask: Tensor,
         k: int,
         beams: int | None = None,
-        encoded: EncodedQueries | None = None,
+        encoded: EncodedTexts | None = None,
         length_penalty: float | None = None,
     ) -> Found:
         """The k best documents of each query (B, L); fewer columns when there are fewer documents.
@@ -95,7 +95,7 @@ class Ranker:
         input_ids: Tensor,
         attention_mask: Tensor,
         k: int,
-        encoded: EncodedQueries | None = None,
+        encoded: EncodedTexts | None = None,
     ) -> Found:
         """What the model writes when any code may follow any other; atomic docids: the same."""
         if self.trie is None:
