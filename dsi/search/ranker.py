@@ -24,7 +24,7 @@ class Ranker:
     ``codes_NT``: the docids by document number, -1 after the end. ``trie``: the same set, if it was
     built before. ``beams``: the width of the search, at least; wider when more results are asked
     for. ``dtype``: see :class:`dsi.search.forward.Inference`. ``version``: of a trie that is built
-    here, the stage. A copy of the weights at this moment.
+    here, the stage. Part of the weights are copies: when the model changes, make a new ranker.
     """
 
     def __init__(
@@ -97,7 +97,7 @@ class Ranker:
         k: int,
         encoded: EncodedTexts | None = None,
     ) -> Found:
-        """What the model writes when any code may follow any other; atomic docids: the same."""
+        """The best code sequences, valid docids or not; atomic docids: as :meth:`rank`."""
         if self.trie is None:
             return self.rank(input_ids, attention_mask, k, encoded=encoded)
         width = max(k, self.beams)
