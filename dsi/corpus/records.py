@@ -112,7 +112,8 @@ def json_rows(path: Path) -> Iterator[dict[str, Any]]:
             text = f"broken JSON ({error.msg} at column {error.colno})"
             raise problem(path, number, f"{text}; write one JSON object per line") from None
         except (ValueError, RecursionError) as error:  # a number of 5,000 digits, 10,000 brackets
-            raise problem(path, number, f"JSON that cannot be read ({error}); mend it") from None
+            text = f"JSON that cannot be read ({error}); correct the line"
+            raise problem(path, number, text) from None
         if not isinstance(row, dict):
             text = f"{_kind(row)}, not a JSON object; write one object {{...}} per line"
             raise problem(path, number, text)

@@ -30,7 +30,7 @@ from dsi.files import as_written, replace_atomically
 from dsi.queries.batches import PairBatch, copy_batches, pair_batches
 from dsi.queries.copy_bias import Copying, idf
 from dsi.queries.generator_model import GeneratorConfig, pretrained, scratch
-from dsi.queries.sampling import DecodingConfig, sample_tokens
+from dsi.queries.sampling import DecodingConfig, Writer, sample_tokens
 from dsi.seeding import derive, numpy_rng
 from dsi.text.tokens import Tokens, load_tokenizer, padded_tensors, tokenize, tokenizer_fingerprint
 
@@ -140,7 +140,7 @@ class QueryGenerator:
             return [[] for _ in texts]
         sources = self._ids(texts, self.config.document_length)
         found: list[dict[str, None]] = [{} for _ in texts]  # a dict keeps order and drops repeats
-        short = np.arange(len(texts))
+        short, writer = np.arange(len(texts)), Writer(self.model)
         for turn in range(1 if self.sampling.greedy else ROUNDS):
             padded = np.array([-len(sources[i]) // BLOCK for i in short])
             short = short[np.argsort(padded, kind="stable")]
@@ -157,7 +157,7 @@ class QueryGenerator:
                 disable=not progress or rank > 0,
             ) as bar:
                 for batch in mine:
-                    made = self._write(sources, keys, batch, count, seed, turn)
+                    made = self._write(writer, sources, keys, batch, count, seed, turn)
                     written += zip(batch.tolist(), made, strict=True)
                     bar.update(count * len(batch))
             for i, queries in sorted(gather_objects(accelerator, written)):
@@ -237,6 +237,7 @@ class QueryGenerator:
 
     def _write(
         self,
+        writer: Writer,
         sources: list[np.ndarray],
         keys: Sequence[str],
         batch: np.ndarray,
@@ -252,7 +253,7 @@ class QueryGenerator:
             np.stack([numpy_rng(seed, "pseudo-queries", keys[i], turn).random(shape) for i in rows])
         )
         ids = sample_tokens(
-            self.model,
+            writer,
             input_DL,
             mask_DL,
             uniform_DST,
@@ -294,7 +295,7 @@ class QueryGenerator:
                 encoder_attention_mask=mask_DL[owner_P],
                 use_cache=False,
             ).last_hidden_state
-            # only real tokens reach the vocabulary-wide product, the dearest of a small model
+            # the product with the whole vocabulary costs most of a small model: real tokens alone
             pair_M, step_M = valid_PT.nonzero(as_tuple=True)
             hidden_MC = hidden_PTC[pair_M, step_M]
             if getattr(model.config, "scale_decoder_outputs", False):

@@ -8,8 +8,9 @@ length, T tokens, H heads, E width of a head, C model width, V vocabulary, K can
 one matrix of logits, G groups of N values.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Annotated
+from typing import Annotated, Any
 
 import torch
 from annotated_types import Ge, Gt, Le
@@ -17,6 +18,7 @@ from torch import Tensor
 
 from dsi.errors import UserError
 from dsi.queries.copy_bias import Copying
+from dsi.search.forward import EncodedTexts, Stacks, attention
 from dsi.settings import Settings
 
 FULL = 0.75  # rows and documents are dropped when fewer than this share is left
@@ -99,54 +101,46 @@ def draw(ids_RK: Tensor, p_RK: Tensor, uniform_R: Tensor) -> Tensor:
     return ids_RK.gather(-1, position_R1).squeeze(-1)
 
 
+class Writer(Stacks):
+    """The weights of a T5 or mT5 of ``transformers`` made ready to write texts."""
+
+    def __init__(self, model: Any):
+        super().__init__(model)
+        self.head: Callable[[Tensor], Tensor] = model.lm_head
+        is_scaled = getattr(model.config, "scale_decoder_outputs", False)
+        self.scale = model.config.d_model**-0.5 if is_scaled else None  # original t5-* alone
+
+
 class CachedDecoder:
     """The decoder of a T5 one token at a time, S samples per document.
 
-    Reads the weights of ``transformers``' T5 or mT5 blocks but keeps its own caches, laid out once
-    for the longest text: theirs grow with every token and hold the cross-attention keys once per
-    sample, which for 10 samples is ten times the memory.
+    Keeps keys and values laid out once for the longest text: those of ``transformers`` grow with
+    every token and hold the cross-attention keys once per sample, which for 10 samples is ten times
+    the memory.
 
     Rows stay in the order of their documents. Cross-attention sees them as a grid, documents x the
     most rows that one of them has left, with keys and values once per document.
     """
 
-    def __init__(self, model, states_DLC: Tensor, mask_DL: Tensor, samples: int, length: int):
-        self.model, self.samples, self.time = model, samples, 0
-        documents, device = len(states_DLC), states_DLC.device
+    def __init__(self, writer: Writer, encoded: EncodedTexts, samples: int, length: int):
+        self.writer, self.samples, self.time = writer, samples, 0
+        documents, device = len(encoded.states), encoded.states.device
         rows = documents * samples
         self.row_R = torch.arange(rows, device=device)
         self.grid, self.owner_R = (documents, samples), self.row_R // samples
         self.place_R: Tensor | None = None  # of a row in the grid; None: every place is taken
-        self.mask_D11L = torch.zeros(mask_DL.shape, dtype=states_DLC.dtype, device=device)
-        self.mask_D11L.masked_fill_(mask_DL == 0, torch.finfo(states_DLC.dtype).min)
-        self.mask_D11L = self.mask_D11L[:, None, None]
-        self.cross, self.past = [], []
-        for block in model.decoder.block:
-            attention = block.layer[1].EncDecAttention
-            shape = (documents, -1, attention.n_heads, attention.key_value_proj_dim)
-            keys, values = (f(states_DLC).view(shape) for f in (attention.k, attention.v))
-            # contiguous as the products read them, or every step would copy them
-            keys_DHEL = keys.permute(0, 2, 3, 1).contiguous()
-            self.cross.append((keys_DHEL, values.transpose(1, 2).contiguous()))
-            own = block.layer[0].SelfAttention
-            empty = states_DLC.new_empty(rows, own.n_heads, length, own.key_value_proj_dim)
-            self.past.append((empty, torch.empty_like(empty)))
+        self.cross = list(zip(encoded.keys, encoded.values, strict=True))
+        self.mask_D11L, self.bias_HTT = encoded.bias, writer.position_bias(length)
+        shape = (rows, writer.heads, length, writer.head_width)
+        empty = encoded.states.new_empty
+        self.past = [(empty(shape), empty(shape)) for _ in writer.decoder]
 
     def step(self, token_R: Tensor) -> Tensor:
         """States (R, C) after ``token_R``, ready for the head, of the rows that are left."""
-        decoder, config, t = self.model.decoder, self.model.config, self.time
-        h_RC = decoder.embed_tokens(token_R)
-        first = decoder.block[0].layer[0].SelfAttention
-        bias_1H1T = first.compute_bias(1, t + 1, device=h_RC.device, past_seen_tokens=t)
-        for block, past, cross in zip(decoder.block, self.past, self.cross, strict=True):
-            h_RC = h_RC + self._self_attention(block.layer[0], h_RC, past, bias_1H1T)
-            h_RC = h_RC + self._cross_attention(block.layer[1], h_RC, cross)
-            h_RC = block.layer[2](h_RC)
-        h_RC = decoder.final_layer_norm(h_RC)
-        if getattr(config, "scale_decoder_outputs", False):  # original t5-*, not v1.1 nor mT5
-            h_RC = h_RC * config.d_model**-0.5
+        h_R1C = self.writer.embedding[token_R][:, None]
+        h_RC = self.writer.decode(h_R1C, self, self)[:, 0]
         self.time += 1
-        return h_RC
+        return h_RC if self.writer.scale is None else h_RC * self.writer.scale
 
     @property
     def document_R(self) -> Tensor:
@@ -173,33 +167,31 @@ class CachedDecoder:
         rank_R = torch.arange(left, device=index.device) - before_D[self.owner_R]
         self.place_R = self.owner_R * self.grid[1] + rank_R
 
-    def _self_attention(self, layer, h_RC: Tensor, past, bias_1H1T: Tensor) -> Tensor:
-        attention, t = layer.SelfAttention, self.time
-        x_RC, rows = layer.layer_norm(h_RC), h_RC.shape[0]
-        heads = (rows, attention.n_heads, attention.key_value_proj_dim)
-        past[0][:, :, t] = attention.k(x_RC).view(heads)
-        past[1][:, :, t] = attention.v(x_RC).view(heads)
-        keys, values = past[0][:, :, : t + 1], past[1][:, :, : t + 1]
-        q_RH1E = attention.q(x_RC).view(heads).unsqueeze(2)
-        weights = torch.softmax(q_RH1E @ keys.transpose(2, 3) + bias_1H1T, -1)
-        return attention.o((weights @ values).reshape(rows, -1))
+    def extend(self, layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        """See :class:`dsi.search.forward.Cache`; a row is a text of its own, (R, H, 1, E)."""
+        (keys, values), t = self.past[layer], self.time
+        keys[:, :, t], values[:, :, t] = k[:, :, 0], v[:, :, 0]
+        bias_HT = self.bias_HTT[:, t, : t + 1]
+        return attention(q, keys[:, :, : t + 1], values[:, :, : t + 1], bias_HT[None, :, None])
 
-    def _cross_attention(self, layer, h_RC: Tensor, cross) -> Tensor:
-        attention, (keys_DHEL, values_DHLE) = layer.EncDecAttention, cross
+    def attend(self, layer: int, q: Tensor) -> Tensor:
+        """See :class:`dsi.search.forward.Reading`."""
+        keys_DHLE, values_DHLE = self.cross[layer]
         documents, samples = self.grid
-        _, heads, _, width = values_DHLE.shape
-        q = attention.q(layer.layer_norm(h_RC))
+        rows, heads, _, width = q.shape
+        flat = q.reshape(rows, heads * width)
         if self.place_R is not None:  # empty places as zeros
-            q = q.new_zeros(documents * samples, q.shape[1]).index_copy_(0, self.place_R, q)
-        q_DHSE = q.view(documents, samples, heads, width).transpose(1, 2)
-        weights_DHSL = torch.softmax(q_DHSE @ keys_DHEL + self.mask_D11L, -1)
-        out = (weights_DHSL @ values_DHLE).transpose(1, 2).reshape(documents * samples, -1)
-        return attention.o(out if self.place_R is None else out[self.place_R])
+            flat = flat.new_zeros(documents * samples, flat.shape[1])
+            flat = flat.index_copy_(0, self.place_R, q.reshape(rows, heads * width))
+        q_DHSE = flat.view(documents, samples, heads, width).transpose(1, 2)
+        out = attention(q_DHSE, keys_DHLE, values_DHLE, self.mask_D11L).transpose(1, 2)
+        out = out.reshape(documents * samples, heads, 1, width)
+        return out if self.place_R is None else out[self.place_R]
 
 
 @torch.inference_mode()
 def sample_tokens(
-    model,
+    writer: Writer,
     input_DL: Tensor,
     mask_DL: Tensor,
     uniform_DST: Tensor,
@@ -218,8 +210,7 @@ def sample_tokens(
     """
     documents, samples, length = uniform_DST.shape
     device = input_DL.device
-    states_DLC = model.encoder(input_ids=input_DL, attention_mask=mask_DL).last_hidden_state
-    decoder = CachedDecoder(model, states_DLC, mask_DL, samples, length)
+    decoder = CachedDecoder(writer, writer.encode(input_DL, mask_DL), samples, length)
     uniform_RT = uniform_DST.reshape(documents * samples, length).to(device)
     written_RT = torch.full((documents * samples, length), end, device=device)
     token_R = torch.full((documents * samples,), start, device=device)
@@ -231,7 +222,7 @@ def sample_tokens(
         h_RC, document_R, chosen = decoder.step(token_R), decoder.document_R, []
         for low in range(0, len(token_R), part):
             rows = slice(low, low + part)
-            logits_PV = model.lm_head(h_RC[rows]).float()
+            logits_PV = writer.head(h_RC[rows]).float()
             if copying is not None:
                 copying.add(logits_PV, document_R[rows], token_R[rows])
             logits_PV[:, never if t else never_first] = -torch.inf

@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.nn.functional import pad
 
 from dsi.model.docid_loss import at_least_float32
-from dsi.search.forward import EncodedQueries, Inference
+from dsi.search.forward import EncodedTexts, Inference
 from dsi.search.trie import Trie
 
 CHUNK = 65_536  # rows scored at once: B x CHUNK floats, 64 MB for 256 queries
@@ -58,7 +58,7 @@ def _top(scores_BC: Tensor, k: int) -> tuple[Tensor, Tensor]:
     """The k largest scores per row and their columns, in any order; of equals the first columns."""
     best, where = scores_BC.topk(k, dim=1)
     last = best[:, -1:]
-    # topk keeps any of the scores that equal the k-th: mend the rows where there are too many
+    # topk keeps any of the scores that equal the k-th: rows that have too many are chosen again
     crowded = ((scores_BC >= last).sum(1) > k).nonzero()[:, 0]
     if len(crowded):
         scores, last = scores_BC[crowded], last[crowded]
@@ -104,7 +104,7 @@ def beam_search(
     attention_mask: Tensor,
     beams: int,
     length_penalty: float = 0.0,
-    encoded: EncodedQueries | None = None,
+    encoded: EncodedTexts | None = None,
 ) -> Found:
     """The docids of ``trie`` that beam search finds for queries (B, L), K = ``beams``.
 
@@ -156,9 +156,9 @@ def unconstrained_search(
     input_ids: Tensor,
     attention_mask: Tensor,
     beams: int,
-    encoded: EncodedQueries | None = None,
+    encoded: EncodedTexts | None = None,
 ) -> Found:
-    """The same search over all code sequences: what the model writes when nothing holds it.
+    """The same search over all code sequences: valid docids or not.
 
     A sequence ends with a code that ends some docid at its position, or at the last position. What
     is no docid of ``trie`` is reported with document -1.

@@ -1,18 +1,21 @@
-"""The forward pass that search uses: T5's stacks, laid out for many beams per query.
+"""The forward pass of search and of query generation: T5's stacks where nothing is trained.
 
-The same numbers as :class:`dsi.model.dsi_model.DSIModel` in evaluation mode, up to rounding, with
-less work: projections that read one input are one matrix product, the encoder's linear layers see
-no padding, keys and values of the cross-attention are computed once per query (the beams are its
-query axis), the first decoder step has one row per query, and the self-attention keeps every key
-where it was written: a beam finds the keys of its own past by a mask, so choosing beams moves no
-memory.
+The same numbers as transformers' T5 (and :class:`dsi.model.dsi_model.DSIModel`) in evaluation mode,
+up to rounding, with less work: projections that read one input are one matrix product, the
+encoder's linear layers see no padding, and keys and values of the cross-attention are computed once
+per text. The decoder makes one step at a time (:meth:`Stacks.decode`); how it keeps the past is up
+to the caller: :class:`Past` for beams, :class:`dsi.queries.sampling.CachedDecoder` for samples.
 
-Shape legend: B queries, L source length, F tokens of the batch without padding, D width, H heads,
-A head width, I = H x A, K beams, S cached positions x beams, C codes.
+Search: the beams of a query are the query axis of its attention, the first decoder step has one row
+per query, and the self-attention keeps every key where it was written: a beam finds the keys of its
+own past by a mask, so choosing beams moves no memory.
+
+Shape legend: B texts (queries), L source length, F tokens of the batch without padding, D width,
+H heads, A head width, I = H x A, K beams, S cached positions x beams, C codes.
 """
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, NamedTuple, cast
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 import torch
 from torch import Tensor
@@ -43,8 +46,8 @@ class _Layer(NamedTuple):
 
 
 @dataclass
-class EncodedQueries:
-    """Encoded queries: what every decoder step reads.
+class EncodedTexts:
+    """What every decoder step reads of B texts.
 
     ``states`` (B, L, D), ``mask`` bool (B, L); ``keys`` and ``values`` one (B, H, L, A) per layer.
     """
@@ -55,36 +58,50 @@ class EncodedQueries:
     keys: list[Tensor]
     values: list[Tensor]
 
+    def attend(self, layer: int, q: Tensor) -> Tensor:
+        """The cross-attention of a decoder layer, (B, H, K, A) as ``q``."""
+        return attention(q, self.keys[layer], self.values[layer], self.bias)
 
-class Inference:
-    """A DSIModel's weights, fused for search. A copy: make a new one when the model has changed.
 
-    ``dtype``: of weights and activations (bfloat16 on devices with such units). Scores are float32
-    whatever it is: the last norm, the docid rows and their products with the states are never
-    narrower, since with the 8 bits of a bfloat16 score many documents would tie.
+class Reading(Protocol):
+    """The texts that a decoder step reads: :class:`EncodedTexts`, or another layout of them."""
+
+    def attend(self, layer: int, q: Tensor) -> Tensor:
+        """The cross-attention of a decoder layer, of the shape of ``q``."""
+        ...
+
+
+class Cache(Protocol):
+    """The self-attention of a decoder that goes on step by step."""
+
+    def extend(self, layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        """Keep this step's keys and values (B, H, K, A); attention over them and those before."""
+        ...
+
+
+class Stacks:
+    """A T5's encoder and decoder with fused weights, for inference alone.
+
+    Some weights are the model's own and some are copies: when the model has changed, make a new one
+    and use the old one no more. ``dtype``: of weights and activations (bfloat16 on devices with
+    such units); the last norm of the decoder is float32 at least.
     """
 
-    def __init__(self, model: "DSIModel", dtype: torch.dtype | None = None):
-        config = model.config
-        self.dtype = dtype or model.docids.rows.dtype
-        wide = at_least_float32(model.docids.rows)
-        self.device = model.docids.rows.device
+    def __init__(self, model: Any, dtype: torch.dtype | None = None):
+        config, encoder, decoder = model.config, model.encoder, model.decoder
+        weight = encoder.embed_tokens.weight
+        self.dtype, self.device = dtype or weight.dtype, weight.device
         self.heads, self.head_width = config.num_heads, config.d_kv
         self.epsilon = config.layer_norm_epsilon
         self.gated: bool = config.is_gated_act
-        encoder, decoder = cast(Any, model.encoder), cast(Any, model.decoder)
         self.activation = encoder.block[0].layer[-1].DenseReluDense.act
-        self.code_sizes, self.code_starts = model.code_sizes, model.code_starts
         with torch.no_grad():
-            self.embedding = self._cast(model.encoder.embed_tokens.weight)
+            self.embedding = self._cast(weight)
             self.encoder = [self._layer(block, False) for block in encoder.block]
             self.decoder = [self._layer(block, True) for block in decoder.block]
             self.encoder_norm = self._cast(encoder.final_layer_norm.weight)
-            self.decoder_norm = decoder.final_layer_norm.weight.detach().to(wide)
-            self.start = self._cast(model.docids.start)
-            self.rows = model.docids.rows.detach().to(wide)
-            several = len(self.code_sizes) > 1
-            self.inputs = self._cast(model.docids.inputs) if several else self.start[:0]
+            last = decoder.final_layer_norm.weight
+            self.decoder_norm = last.detach().to(at_least_float32(last))
         self._encoder_bias = encoder.block[0].layer[0].SelfAttention
         self._decoder_bias = decoder.block[0].layer[0].SelfAttention
 
@@ -93,15 +110,15 @@ class Inference:
 
     def _layer(self, block: Any, decoder: bool) -> _Layer:
         own, dense = block.layer[0], block.layer[-1]
-        attention, feed = own.SelfAttention, dense.DenseReluDense
+        attended, feed = own.SelfAttention, dense.DenseReluDense
         cross = block.layer[1] if decoder else None
         other = cross.EncDecAttention if cross is not None else None
         wi = torch.cat([feed.wi_0.weight, feed.wi_1.weight]) if self.gated else feed.wi.weight
-        fused = torch.cat([attention.q.weight, attention.k.weight, attention.v.weight])
+        fused = torch.cat([attended.q.weight, attended.k.weight, attended.v.weight])
         return _Layer(
             self._cast(own.layer_norm.weight),
             self._cast(fused),
-            self._cast(attention.o.weight),
+            self._cast(attended.o.weight),
             self._cast(cross.layer_norm.weight) if cross is not None else None,
             self._cast(other.q.weight) if other is not None else None,
             self._cast(torch.cat([other.k.weight, other.v.weight])) if other is not None else None,
@@ -112,8 +129,8 @@ class Inference:
         )
 
     @torch.no_grad()
-    def encode(self, input_ids: Tensor, attention_mask: Tensor) -> EncodedQueries:
-        """Read queries (B, L); padding costs attention, but no linear layer."""
+    def encode(self, input_ids: Tensor, attention_mask: Tensor) -> EncodedTexts:
+        """Read texts (B, L); padding costs attention, but no linear layer."""
         batch, length = input_ids.shape
         mask = attention_mask.bool()
         bias = self._encoder_bias.compute_bias(length, length).to(self.dtype)
@@ -127,7 +144,7 @@ class Inference:
             fused = _spread(fused, rows, batch * length)
             # (3, B, H, L, A)
             q, k, v = fused.view(batch, length, 3, self.heads, -1).permute(2, 0, 3, 1, 4)
-            mixed = _attend(q, k, v, bias).transpose(1, 2).reshape(batch * length, -1)
+            mixed = attention(q, k, v, bias).transpose(1, 2).reshape(batch * length, -1)
             hidden_FD = hidden_FD + _project(mixed if rows is None else mixed[rows], layer.o)
             hidden_FD = hidden_FD + self._feed(hidden_FD, layer)
         hidden_FD = _norm(hidden_FD, self.encoder_norm, self.epsilon)
@@ -141,49 +158,77 @@ class Inference:
             values.append(v.contiguous())
         seen = torch.zeros(mask.shape, dtype=self.dtype, device=mask.device)
         seen = seen.masked_fill(~mask, -torch.inf)[:, None, None, :]
-        return EncodedQueries(states.view(batch, length, -1), mask, seen, keys, values)
+        return EncodedTexts(states.view(batch, length, -1), mask, seen, keys, values)
 
     @torch.no_grad()
-    def past(self, batch: int, beams: int, positions: int) -> "Past":
-        """Empty room for the self-attention keys and values of one search."""
-        slots = 1 + (positions - 1) * beams
-        shape = (len(self.decoder), 2, batch, self.heads, slots, self.head_width)
-        bias = self._decoder_bias.compute_bias(positions, positions)[0].to(self.dtype)
-        empty = torch.empty(0, dtype=torch.long, device=self.device)
-        return Past(torch.empty(shape, dtype=self.dtype, device=self.device), bias, empty, 0)
-
-    @torch.no_grad()
-    def step(self, codes_BK: Tensor | None, encoded: EncodedQueries, past: "Past") -> Tensor:
-        """Decoder states (B, K, D) after one more code of every beam; None: before the first.
+    def decode(self, hidden: Tensor, encoded: Reading, past: Cache) -> Tensor:
+        """Decoder states (B, K, D) after the embedded inputs ``hidden`` (B, K, D) of one step.
 
         They are float32 at least, ready to be scored.
         """
-        position, batch = past.position, len(encoded.states)
-        if codes_BK is None:
-            hidden = self.start.expand(batch, 1, -1)
-        else:
-            hidden = self.inputs[codes_BK + self.code_starts[position - 1]]
-        width = hidden.shape[1]
-        used = past.add(batch, width)
-        mask = past.mask(used)
+        batch, width = hidden.shape[:2]
         for number, layer in enumerate(self.decoder):
             fused = _project(_norm(hidden, layer.norm, self.epsilon), layer.qkv)
             q, k, v = fused.view(batch, width, 3, self.heads, -1).permute(2, 0, 3, 1, 4)
-            keys, values = past.kept[number, 0], past.kept[number, 1]
-            keys[:, :, used - width : used], values[:, :, used - width : used] = k, v
-            mixed = _attend(q, keys[:, :, :used], values[:, :, :used], mask)
-            mixed = mixed.transpose(1, 2).reshape(batch, width, -1)
+            mixed = past.extend(number, q, k, v).transpose(1, 2).reshape(batch, width, -1)
             hidden = hidden + _project(mixed, layer.o)
             assert layer.cross_norm is not None
             assert layer.cross_q is not None
             assert layer.cross_o is not None
             q = _project(_norm(hidden, layer.cross_norm, self.epsilon), layer.cross_q)
             q = q.view(batch, width, self.heads, -1).transpose(1, 2)
-            mixed = _attend(q, encoded.keys[number], encoded.values[number], encoded.bias)
-            mixed = mixed.transpose(1, 2).reshape(batch, width, -1)
+            mixed = encoded.attend(number, q).transpose(1, 2).reshape(batch, width, -1)
             hidden = hidden + _project(mixed, layer.cross_o)
             hidden = hidden + self._feed(hidden, layer)
         return _norm(hidden.to(self.decoder_norm.dtype), self.decoder_norm, self.epsilon)
+
+    def position_bias(self, positions: int) -> Tensor:
+        """T5's relative bias of the decoder's self-attention, (H, positions, positions)."""
+        return self._decoder_bias.compute_bias(positions, positions)[0].to(self.dtype)
+
+    def _feed(self, hidden: Tensor, layer: _Layer) -> Tensor:
+        inner = _project(_norm(hidden, layer.ff_norm, self.epsilon), layer.wi)
+        if self.gated:
+            gate, linear = inner.chunk(2, dim=-1)
+            return _project(self.activation(gate) * linear, layer.wo)
+        return _project(self.activation(inner), layer.wo)
+
+
+class Inference(Stacks):
+    """A DSIModel's weights made ready for search; as :class:`Stacks`, not for a changed model.
+
+    Scores are float32 whatever ``dtype`` is: docid rows and their products with the states are
+    never narrower, since with the 8 bits of a bfloat16 score many documents would tie.
+    """
+
+    def __init__(self, model: "DSIModel", dtype: torch.dtype | None = None):
+        super().__init__(model, dtype)
+        self.code_sizes, self.code_starts = model.code_sizes, model.code_starts
+        with torch.no_grad():
+            self.start = self._cast(model.docids.start)
+            self.rows = model.docids.rows.detach().to(at_least_float32(model.docids.rows))
+            several = len(self.code_sizes) > 1
+            self.inputs = self._cast(model.docids.inputs) if several else self.start[:0]
+
+    @torch.no_grad()
+    def past(self, batch: int, beams: int, positions: int) -> "Past":
+        """Empty room for the self-attention keys and values of one search."""
+        slots = 1 + (positions - 1) * beams
+        shape = (len(self.decoder), 2, batch, self.heads, slots, self.head_width)
+        empty = torch.empty(0, dtype=torch.long, device=self.device)
+        kept = torch.empty(shape, dtype=self.dtype, device=self.device)
+        return Past(kept, self.position_bias(positions), empty)
+
+    @torch.no_grad()
+    def step(self, codes_BK: Tensor | None, encoded: EncodedTexts, past: "Past") -> Tensor:
+        """Decoder states (B, K, D) after one more code of every beam; None: before the first."""
+        position, batch = past.position, len(encoded.states)
+        if codes_BK is None:
+            hidden = self.start.expand(batch, 1, -1)
+        else:
+            hidden = self.inputs[codes_BK + self.code_starts[position - 1]]
+        past.begin(batch, hidden.shape[1])
+        return self.decode(hidden, encoded, past)
 
     def logits(self, hidden: Tensor, position: int) -> Tensor:
         """Scores (..., C) over the codes of a position."""
@@ -192,7 +237,7 @@ class Inference:
 
     @torch.no_grad()
     def query_states(
-        self, input_ids: Tensor, attention_mask: Tensor, encoded: EncodedQueries | None = None
+        self, input_ids: Tensor, attention_mask: Tensor, encoded: EncodedTexts | None = None
     ) -> Tensor:
         """The decoder's state (B, D) before the first code: what ranks atomic docids.
 
@@ -200,13 +245,6 @@ class Inference:
         """
         encoded = encoded or self.encode(input_ids, attention_mask)
         return self.step(None, encoded, self.past(len(input_ids), 1, 1))[:, 0]
-
-    def _feed(self, hidden: Tensor, layer: _Layer) -> Tensor:
-        inner = _project(_norm(hidden, layer.ff_norm, self.epsilon), layer.wi)
-        if self.gated:
-            gate, linear = inner.chunk(2, dim=-1)
-            return _project(self.activation(gate) * linear, layer.wo)
-        return _project(self.activation(inner), layer.wo)
 
 
 @dataclass
@@ -220,34 +258,47 @@ class Past:
     kept: Tensor
     bias: Tensor
     slots: Tensor
-    position: int
+    position: int = 0
+    used: int = 0
+    """Slots in use."""
+    seen: Tensor | None = None
+    """What is added to scores in this step, see :meth:`_seen`."""
 
-    def add(self, batch: int, width: int) -> int:
-        """Make room for the next position of ``width`` beams; returns the slots now in use."""
+    def begin(self, batch: int, width: int) -> None:
+        """Make room for the next position of ``width`` beams."""
         start = 0 if self.position == 0 else 1 + (self.position - 1) * width
         new = torch.arange(start, start + width, device=self.kept.device)
         new = new.expand(batch, width)[:, :, None]
         self.slots = new if self.position == 0 else torch.cat([self.slots, new], dim=2)
         self.position += 1
-        return start + width
+        self.used = start + width
+        self.seen = self._seen()
+
+    def extend(self, layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        """See :class:`Cache`."""
+        assert self.seen is not None
+        keys, values = self.kept[layer, 0], self.kept[layer, 1]
+        own = slice(self.used - q.shape[2], self.used)
+        keys[:, :, own], values[:, :, own] = k, v
+        return attention(q, keys[:, :, : self.used], values[:, :, : self.used], self.seen)
 
     def choose(self, parents_BK: Tensor) -> None:
         """The beams go on from these; only the map of slots is gathered, not the keys."""
         index = parents_BK[:, :, None].expand(-1, -1, self.slots.shape[2])
         self.slots = self.slots.gather(1, index)
 
-    def mask(self, used: int) -> Tensor:
+    def _seen(self) -> Tensor:
         """T5's relative bias at a beam's own past and -inf elsewhere: (B, H, K, S)."""
         batch, width, positions = self.slots.shape
         heads = self.bias.shape[0]
-        blocked = self.bias.new_full((batch, heads, width, used), -torch.inf)
+        blocked = self.bias.new_full((batch, heads, width, self.used), -torch.inf)
         own = self.bias[:, positions - 1, :positions][None, :, None, :]
         index = self.slots[:, None].expand(batch, heads, width, positions)
         return blocked.scatter_(3, index, own.expand(batch, heads, width, positions))
 
 
-def _attend(q: Tensor, k: Tensor, v: Tensor, bias: Tensor) -> Tensor:
-    # T5 does not scale by the head width
+def attention(q: Tensor, k: Tensor, v: Tensor, bias: Tensor) -> Tensor:
+    """Softmax of ``q k' + bias``, times ``v``; T5 does not scale by the head width."""
     return functional.scaled_dot_product_attention(q, k, v, attn_mask=bias, scale=1.0)
 
 

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from dsi.search.beam_search import Found, beam_search, rank_rows, unconstrained_search
-from dsi.search.forward import EncodedQueries, Inference
+from dsi.search.forward import EncodedTexts, Inference
 from dsi.search.trie import Trie, removed_rows
 
 if TYPE_CHECKING:
@@ -24,8 +24,8 @@ class Ranker:
     ``codes_NT``: the docids by document number, -1 after the end; a row of -1 alone is a removed
     document, which is never found. ``trie``: the same set, if it was built before. ``beams``: the
     width of the search, at least; wider when more results are asked for. ``dtype``: see
-    :class:`dsi.search.forward.Inference`. ``version``: of a trie that is built here, the stage. A
-    copy of the weights at this moment.
+    :class:`dsi.search.forward.Inference`. ``version``: of a trie that is built here, the stage.
+    Part of the weights are copies: when the model changes, make a new ranker.
     """
 
     def __init__(
@@ -81,7 +81,7 @@ class Ranker:
         attention_mask: Tensor,
         k: int,
         beams: int | None = None,
-        encoded: EncodedQueries | None = None,
+        encoded: EncodedTexts | None = None,
         length_penalty: float | None = None,
     ) -> Found:
         """The k best documents of each query (B, L); fewer columns when there are fewer documents.
@@ -107,9 +107,9 @@ class Ranker:
         input_ids: Tensor,
         attention_mask: Tensor,
         k: int,
-        encoded: EncodedQueries | None = None,
+        encoded: EncodedTexts | None = None,
     ) -> Found:
-        """What the model writes when any code may follow any other; atomic docids: the same."""
+        """The best code sequences, valid docids or not; atomic docids: as :meth:`rank`."""
         if self.trie is None:
             return self.rank(input_ids, attention_mask, k, encoded=encoded)
         width = max(k, self.beams)

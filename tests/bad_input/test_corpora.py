@@ -66,10 +66,13 @@ BAD = {
         "corpus.jsonl", C + '{"_id": "d4", "text": "\x01"}', 4, "one JSON object per line"
     ),
     "a number of five thousand digits": Bad(
-        "corpus.jsonl", C + '{"_id": "d4", "text": ' + "1" * 5000 + "}", 4, "mend it"
+        "corpus.jsonl", C + '{"_id": "d4", "text": ' + "1" * 5000 + "}", 4, "correct the line"
     ),
     "a deep nest": Bad(
-        "corpus.jsonl", C + '{"_id": "d4", "text": "x", "more": ' + "[" * 90_000, 4, "mend it"
+        "corpus.jsonl",
+        C + '{"_id": "d4", "text": "x", "more": ' + "[" * 90_000,
+        4,
+        "correct the line",
     ),
     "one array instead of lines": Bad(
         "corpus.jsonl", json.dumps([json.loads(line) for line in C.splitlines()]), 1, "per line"

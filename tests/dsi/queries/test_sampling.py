@@ -9,6 +9,7 @@ from dsi.errors import UserError
 from dsi.queries.sampling import (
     CachedDecoder,
     DecodingConfig,
+    Writer,
     candidates,
     draw,
     largest,
@@ -61,8 +62,8 @@ def test_cached_steps_are_the_model_s_own_logits(version):
     torch.manual_seed(3)
     written_RT = torch.randint(3, VOCABULARY, (8, 6))
     written_RT[:, 0] = PAD
-    states = t5.encoder(input_ids=input_DL, attention_mask=mask_DL).last_hidden_state
-    decoder = CachedDecoder(t5, states, mask_DL, samples=2, length=6)
+    writer = Writer(t5)
+    decoder = CachedDecoder(writer, writer.encode(input_DL, mask_DL), samples=2, length=6)
     full_RTV = t5(
         input_ids=input_DL.repeat_interleave(2, 0),
         attention_mask=mask_DL.repeat_interleave(2, 0),
@@ -90,7 +91,14 @@ def test_top_k_1_is_greedy_is_hugging_face_s_greedy(version):
     def ours(sampling: DecodingConfig, samples: int) -> list[list[list[int]]]:
         uniform = torch.rand((4, samples, 12), dtype=torch.float64)
         return sample_tokens(
-            t5, input_DL, mask_DL, uniform, sampling, forbidden_V=forbidden, start=PAD, end=END
+            Writer(t5),
+            input_DL,
+            mask_DL,
+            uniform,
+            sampling,
+            forbidden_V=forbidden,
+            start=PAD,
+            end=END,
         )
 
     reference = t5.generate(
@@ -116,7 +124,7 @@ def test_only_allowed_tokens_and_never_nothing():
     uniform = torch.rand((4, 20, 10), dtype=torch.float64)
     sampling = DecodingConfig(top_k=0, temperature=5.0)
     rows = sample_tokens(
-        t5, input_DL, mask_DL, uniform, sampling, forbidden_V=forbidden, start=PAD, end=END
+        Writer(t5), input_DL, mask_DL, uniform, sampling, forbidden_V=forbidden, start=PAD, end=END
     )
     lengths = {len(row) for own in rows for row in own}
     assert min(lengths) >= 1 and max(lengths) <= 10 and len(lengths) > 3
@@ -192,7 +200,7 @@ def test_the_model_is_left_as_it_was():
     before = copy.deepcopy(t5.state_dict())
     state = torch.get_rng_state()
     sample_tokens(
-        t5,
+        Writer(t5),
         input_DL,
         mask_DL,
         torch.full((4, 2, 5), 0.5, dtype=torch.float64),
