@@ -162,6 +162,8 @@ def _line(error: Any, data: Any, where: str) -> str:
         if isinstance(wrong, _Unreadable):
             return f"{where}: {wrong}"
         return f"{where}.{wrong}" if where else str(wrong)  # of a dataclass: it names the field
+    if error["loc"] and error["loc"][-1] == "[key]":
+        return f"{where}: a key is text; put it in quotes"
     if kind == "missing":
         return f"{where}.{error['loc'][-1]}: missing; it has no default, so write it"
     if kind == "literal_error":

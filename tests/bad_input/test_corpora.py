@@ -180,13 +180,21 @@ SETTINGS = {
         "corpus.querys: unknown",
         "did you mean 'queries'",
     ),
-    "a mapping of a list": ("data.corpus={documents: [a]}", "corpus.documents: ", "a path"),
+    "a mapping of a list": (
+        "data.corpus={documents: [a]}",
+        "data.corpus.documents: expected text",
+        "['a']",
+    ),
     "a mapping with a NUL": (
         'data.corpus={documents: "a\\0b"}',
         "a\\x00b: no such file",
         "must name a JSONL file",
     ),
-    "a mapping with a number for a key": ("data.corpus={5: a}", "corpus.5: unknown", "keys are"),
+    "a mapping with a number for a key": (
+        "data.corpus={5: a}",
+        "data.corpus.5: a key is text",
+        "quotes",
+    ),
     "a dataset that is nowhere": (
         "data.corpus={dataset: absent, documents: a/b}",
         "absent[a/b]: cannot be loaded",
