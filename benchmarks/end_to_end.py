@@ -22,7 +22,7 @@ import os
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, closing, contextmanager
 from pathlib import Path
 from typing import Any
 from unittest import mock
@@ -92,7 +92,7 @@ class Stopwatch:
 @contextmanager
 def watched(watch: Stopwatch) -> Iterator[None]:
     """The trainer's parts, timed where it calls them."""
-    from continual import trainer
+    from continual import stage, trainer
     from continual.measure import evaluation
     from continual.replay import generative
     from continual.run import directory
@@ -109,7 +109,7 @@ def watched(watch: Stopwatch) -> Iterator[None]:
         (evaluation.Evaluator, "documents_found", "find documents"),
         (evaluation.Evaluator, "evaluate", "answer queries"),
         (directory, "write_results", "write results"),
-        (trainer, "replace_atomically", "write results"),
+        (trainer, "write_index", "write results"),
         (trainer.checkpoints, "save", "checkpoint"),
     ]
     with ExitStack() as stack:
@@ -118,8 +118,8 @@ def watched(watch: Stopwatch) -> Iterator[None]:
             if owner is QueryGenerator:
                 timed = staticmethod(timed)
             stack.enter_context(mock.patch.object(owner, name, timed))
-        drawn = watch.drawn("make batches", trainer.batches_from)
-        stack.enter_context(mock.patch.object(trainer, "batches_from", drawn))
+        drawn = watch.drawn("make batches", stage.batches_from)
+        stack.enter_context(mock.patch.object(stage, "batches_from", drawn))
         yield
 
 
@@ -128,7 +128,7 @@ def run_stages(settings: Sequence[str], folder: Path, watch: Stopwatch) -> tuple
 
     The cache is ``folder``'s own, so that nothing is found made.
     """
-    from continual.config.schema import load_config
+    from continual.config.loading import load_config
     from continual.run.material import prepare
     from continual.trainer import Trainer
 
@@ -142,7 +142,10 @@ def run_stages(settings: Sequence[str], folder: Path, watch: Stopwatch) -> tuple
     ):
         with watch.part("read and tokenize"):
             material = prepare(config)
-        Trainer(config, material, config.folder).run()
+        trainer = Trainer(config, material, config.folder)
+        state = trainer.load()
+        with closing(trainer.tracker):
+            trainer.run(state)
     return config, material.stream, config.folder
 
 

@@ -33,7 +33,7 @@ from transformers import LogitsProcessor, LogitsProcessorList
 from benchmarks.decoding import interleaved
 from benchmarks.options import add_options, keep, processor
 from dsi.corpus.corpus import document_texts, read_corpus
-from dsi.queries.cache import document_hash
+from dsi.manifest import text_hash
 from dsi.queries.generator import QueryGenerator, _pad
 from dsi.queries.generator_model import GeneratorConfig
 from dsi.text.tokens import train_tokenizer
@@ -116,7 +116,7 @@ def compare(
     generator: QueryGenerator, texts: list[str], count: int, batch: int, rounds: int
 ) -> dict[str, Any]:
     """Queries per second of every contestant, and how long and how many they are."""
-    keys = [document_hash(text) for text in texts]
+    keys = [text_hash(text) for text in texts]
     found: dict[str, list[list[str]]] = {}
 
     def ours() -> None:
@@ -154,7 +154,7 @@ def across_ranks(
 ) -> dict[str, Any]:
     """Wall-clock queries per second of the first process alone and of all, which write the same."""
     accelerator = Accelerator(cpu=generator.model.device.type == "cpu")
-    keys = [document_hash(text) for text in texts]
+    keys = [text_hash(text) for text in texts]
     found: dict[str, list[list[str]]] = {}
 
     def one() -> None:

@@ -27,7 +27,7 @@ from continual.run.material import make_model, prepare_layers
 from continual.update.optimizer import learning_rate, make_optimizer
 from dsi.examples.batches import Batch, BatchShape, batches_from, collate
 from dsi.examples.sources import Examples
-from dsi.text.tokens import Tokens
+from dsi.text.tokens import Tokens, pad_id
 
 HEADER = """\
 | contestant | seed | queries | Hits@10 | updates | seconds | padding |
@@ -59,7 +59,7 @@ def learn(
     overrides = [f"training.updates={updates}", f"seed={seed}", *more, *settings]
     material, config, mixture = stage_zero(corpus, VOCABULARY, overrides)
     training, stream = config.training, material.stream
-    count, pad = stream.count(0), int(material.tokenizer.pad_token_id or 0)
+    count, pad = stream.count(0), pad_id(material.tokenizer)
     model = make_model(config, material.tokenizer, [count], 0)
     prepare_layers(model, training)
     model.train()

@@ -29,6 +29,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -130,7 +131,7 @@ class Own(threading.Thread):
 
 
 def _config(folder: Path, *settings: str) -> Any:
-    from continual.config.schema import load_config
+    from continual.config.loading import load_config
 
     shape = ["name=memory", f"data.corpus={folder}", "data.stream=six"]
     return load_config(None, [*shape, "tokenizer.vocabulary_size=8000", *settings])
@@ -163,9 +164,10 @@ def _assign(folder: Path, scratch: Path, scheme: str, with_batches: bool = False
 
     config, material = _config(folder, f"docids={scheme}"), _material(folder)
     stream, target = material.stream, scratch / scheme
-    made = Assignment(config, stream, target, True, lambda: None)
+    alone: Any = SimpleNamespace(is_main_process=True, wait_for_everyone=lambda: None)
+    made = Assignment(config, stream, target, alone)
     made.extend(len(stream) - 1)
-    again = Assignment(config, stream, target, True, lambda: None)
+    again = Assignment(config, stream, target, alone)
     again.read(len(stream))
     assert np.array_equal(made.scheme.codes_NT, again.scheme.codes_NT)
     if with_batches:

@@ -245,7 +245,7 @@ class Laps(Stopwatch):
             found = inner(*args, **options)
             self.laps.setdefault(name, []).append(self._now()[0] - before)
             if name == "updates":
-                self.cells.append(args[2].input_ids.numel())
+                self.cells.append(args[1].input_ids.numel())
             return found
 
         return call

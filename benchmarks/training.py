@@ -160,7 +160,7 @@ def stage_zero(folder: str, vocabulary: int, overrides: Sequence[str] = ()) -> t
     """Material and configuration of a corpus as one stage, and its mixture for a seed."""
     import dataclasses
 
-    from continual.config.schema import load_config
+    from continual.config.loading import load_config
     from continual.run.material import prepare
     from continual.stream.mixture import stage_sources
     from continual.stream.view import true_queries

@@ -1,4 +1,4 @@
-"""The command line: ``dsi train | add | search | evaluate | report``.
+"""The command line: ``dsi train | add | search | evaluate | report | config``.
 
 A user's mistake is one line on standard error and exit status 2; a traceback is a bug of ours.
 SIGTERM, SIGHUP and Ctrl-C end with 143, 129 and 130, after a checkpoint if updates were made.
@@ -109,7 +109,9 @@ def _parser() -> argparse.ArgumentParser:
     add.set_defaults(run=_add)
 
     search = commands.add_parser("search", help="ask a run")
-    search.add_argument("run_folder", metavar="RUN", type=Path, help="run directory")
+    search.add_argument(
+        "run_folder", metavar="RUN", type=Path, help="run directory, or the folder of one stage"
+    )
     search.add_argument("query", metavar="QUERY", nargs="?", help="without it: a prompt")
     search.add_argument("--k", type=int, default=10, help="results (default 10)")
     search.add_argument("--stage", type=int, help="the index after this stage (default: the last)")
@@ -131,6 +133,17 @@ def _parser() -> argparse.ArgumentParser:
     report.add_argument("run_folders", metavar="RUN", type=Path, nargs="+", help="run directories")
     report.add_argument("--out", type=Path, help="folder for the figures (default: RUN/figures)")
     report.set_defaults(run=_report)
+
+    config = commands.add_parser("config", help="every setting; or what a file resolves to")
+    config.add_argument(
+        "settings",
+        metavar="CONFIG|key=value",
+        nargs="*",
+        help="print what these come to, every default written out (default: list the settings)",
+    )
+    config.add_argument("--schema", action="store_true", help="print a JSON schema, for editors")
+    _add_plugin(config)
+    config.set_defaults(run=_config)
     return parser
 
 
@@ -179,8 +192,8 @@ def run_train(options: argparse.Namespace) -> int:
 
 def _train_config(settings: list[str], resume: bool) -> "RunConfig":
     """The configuration that the command line means; a run goes on with its own settings."""
+    from continual.config.loading import differences, load_config, read_resolved
     from continual.config.paths import expand
-    from continual.config.schema import differences, load_config, read_resolved
     from dsi.corpus.records import show
 
     # a path may have "=" in it: runs/rate=0.1
@@ -241,7 +254,7 @@ def _search(options: argparse.Namespace) -> int:
 
     if options.k < 1:
         raise UserError(f"--k: must be at least 1, got {options.k}")
-    index = SearchIndex.load(options.run_folder, stage=options.stage)
+    index = SearchIndex.load(_index_folder(options.run_folder, options.stage))
     for line in index.warnings:
         print(f"dsi: warning: {printable(line)}", file=sys.stderr)
     if options.corpus is not None or options.documents is not None:
@@ -266,10 +279,24 @@ def _search(options: argparse.Namespace) -> int:
         _print_results(index.search([query], options.k)[0])
 
 
-def _corpus(text: str) -> int:
-    if not (text[:1] == "D" and text[1:].isdecimal() and text.isascii() and len(text) < 10):
-        raise argparse.ArgumentTypeError(f"expected D0, D1, ..., got {text!r}")
-    return int(text[1:])
+def _index_folder(run: Path, stage: int | None) -> Path:
+    """The folder of a stage of a run; without one, and for what is no run, the folder given."""
+    if not os.path.exists(run / "config.yaml"):
+        if stage is not None:
+            raise UserError(f"--stage: {run} is no run directory; leave it out")
+        return run
+    found = (path.parent for path in (run / "stages").glob("[0-9]*/index.json"))
+    folders = {int(path.name): path for path in found if path.name.isdecimal()}
+    if not folders and not os.path.lexists(run / "index.json"):
+        raise UserError(f"{run}: no stage is finished yet; go on with dsi train --resume {run}")
+    if stage is not None and stage not in folders:
+        raise UserError(f"--stage: {run} has no stage {stage}; there are {sorted(folders)}")
+    return run if stage is None else folders[stage]
+
+
+def _corpus(text: str) -> str:
+    """The name of a corpus; its number alone will do."""
+    return f"D{int(text)}" if text.isdecimal() and text.isascii() and len(text) < 10 else text
 
 
 def _read_ids(path: Path) -> dict[str, int]:
@@ -307,6 +334,23 @@ def _report(options: argparse.Namespace) -> int:
 
     for line in report(options.run_folders, options.out):
         print(line)
+    return 0
+
+
+def _config(options: argparse.Namespace) -> int:
+    if options.settings and options.schema:
+        raise UserError("--schema: is the same for every configuration; leave out the settings")
+    if options.settings:
+        from continual.config.loading import dump
+
+        print(dump(_train_config(options.settings, resume=False)), end="")
+        return 0
+    from continual.config import describe
+
+    if options.schema:
+        print(describe.schema_text())
+    else:
+        print(*describe.lines(), sep="\n")
     return 0
 
 

@@ -9,20 +9,21 @@ from typing import Any
 
 from accelerate import Accelerator
 
-from continual.config.schema import RunConfig, read_resolved
+from continual.config.loading import read_resolved
+from continual.config.schema import RunConfig
 from continual.devices.accelerator import make_accelerator, on_main
 from continual.run import directory
 from continual.run.arrivals import check_entry
 from continual.run.docids import Assignment
 from continual.run.lock import only_writer
 from continual.run.material import Material, make_model, prepare, read_added, read_arrivals
+from continual.run.stage_index import absolute, text_sources
 from continual.stream.stream import Stream
 from continual.trainer import Trainer
-from dsi.corpus.ids import take
 from dsi.docid_report import format_report
 from dsi.errors import UserError
 from dsi.files import as_written, read_json, replace_atomically, reported
-from dsi.index import read_part_hashes
+from dsi.index_folder import read_settings
 from dsi.manifest import verify
 
 
@@ -46,12 +47,12 @@ def _train(config: RunConfig, resume: bool, overwrite: bool, accept: Sequence[st
         if resume:
             config, added, accelerator = _claim(held, folder)
             material = prepare(config, folder / "tokenizer", added)
-            docids = _docids(config, material, folder, accelerator)
+            docids = Assignment(config, material.stream, folder, accelerator)
             if os.path.exists(folder / "matrix.json"):
                 docids.check(len(directory.read_matrix(folder / "matrix.json")["corpora"]))
         else:
             material, accelerator = _begin(held, config, overwrite)
-            docids = _docids(config, material, folder, accelerator)
+            docids = Assignment(config, material.stream, folder, accelerator)
         return _run(config, folder, material, accelerator, docids, added, resume, accept)
 
 
@@ -89,13 +90,6 @@ def _claim(held: ExitStack, folder: Path) -> tuple[RunConfig, list, Accelerator]
     return config, added, accelerator
 
 
-def _docids(
-    config: RunConfig, material: Material, folder: Path, accelerator: Accelerator
-) -> Assignment:
-    is_main, wait = accelerator.is_main_process, accelerator.wait_for_everyone
-    return Assignment(config, material.stream, folder, is_main, wait)
-
-
 def add(
     folder: Path,
     corpus: str | None,
@@ -123,24 +117,24 @@ def _add(
     config, added, accelerator = _claim(held, folder)
     path = folder / "matrix.json"
     before = directory.read_matrix(path) if path.exists() else {"corpora": []}
-    arrivals, warnings = read_arrivals(config, added)
+    arrivals, _ = read_arrivals(config, added)
     old, done = len(arrivals.parts), len(before["corpora"])
     if done < old:
         raise UserError(
             f"{folder}: only {done} of {old} stages are finished; finish them first: dsi train "
             f"--resume {folder}"
         )
-    entry: dict[str, Any] = {} if corpus is None else {"corpus": _absolute(corpus)}
+    entry: dict[str, Any] = {} if corpus is None else {"corpus": absolute(corpus)}
     if remove:
         arrivals.check_removed(remove)
         entry["remove"] = list(remove)
-    more, found = read_added(config, entry)
+    more, warnings = read_added(config, entry)
     if replace and more is not None:
         ids = more.documents["id"].to_pylist()
         entry["replace"] = [*compress(ids, (arrivals.present(ids) >= 0).tolist())]
-    warnings += [*found, *arrivals.add(more, entry)]
+    warnings += arrivals.add(more, entry)
     material = prepare(config, folder / "tokenizer", read=(arrivals.parts, warnings))
-    docids = _docids(config, material, folder, accelerator)
+    docids = Assignment(config, material.stream, folder, accelerator)
     docids.check(old)
     if more is not None:
         entry["content_hash"] = more.content_hash
@@ -170,10 +164,10 @@ def _run(
         directory.write_environment(folder, device, world, precision=precision)
     state = trainer.load(resume, accept)
     with closing(trainer.tracker):
-        if is_main:  # now that nothing on disk can refuse the run
+        if is_main:  # now that nothing else on disk can refuse the run
+            text_sources(config, added)  # a path that cannot be noted is refused now
             if added:
                 directory.replace(folder, "added.json", added)
-            directory.replace(folder, "index.json", _index(config, added, material.stream))
         trainer.run(state)
     if is_main:
         with trainer.signals.handled():
@@ -181,54 +175,6 @@ def _run(
             directory.finish_environment(folder)
             _show(folder)
     return folder
-
-
-def _index(config: RunConfig, added: list[Mapping[str, Any]], stream: Stream) -> dict[str, Any]:
-    """What an application needs to search the run: where the texts are and how they are read.
-
-    ``part_hashes``: of each corpus, so that it is noticed when one is edited later.
-    """
-    data, corpus = config.data, config.data.corpus
-    if isinstance(corpus, str):
-        corpus = _absolute(corpus)
-    else:
-        corpus = {key: _absolute(value) for key, value in corpus.items()}
-    return {
-        "schema": directory.SCHEMA,
-        "docids": config.docids.name,
-        "beams": config.evaluation.beams,
-        "length_penalty": config.evaluation.length_penalty,
-        "corpora": [corpus, *(entry["corpus"] for entry in added if "corpus" in entry)],
-        "part_hashes": [dict(corpus.part_hashes) for corpus in stream.corpora],
-        "deduplicate": data.deduplicate,
-        "title": data.title,
-        "lowercase": data.lowercase,
-        "prompt": config.prompts.retrieval,
-        **_new_texts(stream),
-    }
-
-
-def _new_texts(stream: Stream) -> dict[str, Any]:
-    """Where the texts of replaced documents are, stage by stage: {"replaced": {stage: {document id:
-    [number of its corpus in "corpora", id of the row]}}}; nothing where none was replaced."""
-    corpora, found = stream.corpora, {}
-    for stage, part in enumerate(stream.parts):
-        if len(part.replaced):
-            place = next(n for n, corpus in enumerate(corpora) if corpus is part.corpus)
-            rows = take(part.corpus.documents.select(["id"]), part.texts)["id"].to_pylist()
-            pairs = zip(stream.ids_of(part.replaced), rows, strict=True)
-            found[str(stage)] = {document: [place, row] for document, row in pairs}
-    return {"replaced": found} if found else {}
-
-
-def _absolute(value: Any) -> Any:
-    """A path that exists as an absolute one, so that a run can be searched from anywhere."""
-    if not isinstance(value, str) or not os.path.exists(value):
-        return value
-    path = str(Path(value).resolve())
-    if any("\udc80" <= character <= "\udcff" for character in path):
-        raise UserError(f"{path}: the path is not UTF-8, and the run has to note it; rename it")
-    return path
 
 
 def _read_config(folder: Path) -> RunConfig:
@@ -281,7 +227,7 @@ def evaluate(folder: Path, stage: int | None = None, split: str = "test") -> lis
         raise UserError(f"--stage: {folder} has no stage {stage}; there are {done}")
     material = prepare(config, folder / "tokenizer", added)
     stream, scheme = material.stream, config.docids.build()
-    warnings = _changes(folder, stream, split)
+    warnings = _changes(directory.stage_folder(folder, stage), stream, split)
     directory.read_docids(folder, stream, stage + 1, scheme)
     verify(directory.stage_folder(folder, stage), "model")
     accelerator = make_accelerator(config)
@@ -304,14 +250,13 @@ def evaluate(folder: Path, stage: int | None = None, split: str = "test") -> lis
 
 
 def _changes(folder: Path, stream: Stream, split: str) -> list[str]:
-    """UserError when documents, or what asks for them, are not those of the run; warnings."""
-    verify(folder, "index.json")
+    """UserError when documents, or what asks for them, are not those of a stage; warnings."""
     path = folder / "index.json"
-    kept = read_part_hashes(path, read_json(path) if path.exists() else {})
-    if kept is None:
+    if not os.path.lexists(path):
         what = "no checksums of the corpora: whether they were edited since cannot be told"
         return [f"warning: {path}: {what}"]
-    # a corpus that is just being added may not be noted yet, and no stage has it
+    kept = read_settings(folder).part_hashes
+    # corpora that arrive after the stage are not noted in it
     for corpus, hashes in zip(stream.corpora, kept, strict=False):
         where, fix = corpus.folder or corpus.name, "restore them, or start a new run"
         if hashes["documents"] != corpus.part_hashes["documents"]:

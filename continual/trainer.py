@@ -20,6 +20,7 @@ import torch
 from accelerate import Accelerator
 
 from continual.config.schema import RunConfig
+from continual.devices.accelerator import make_accelerator
 from continual.measure.evaluation import METRICS, CorpusResult, Evaluator
 from continual.measure.performance import ForgettingEvents
 from continual.measure.sharpness import measure_stage
@@ -31,6 +32,7 @@ from continual.run.docids import Assignment
 from continual.run.material import Material, make_model
 from continual.run.nonfinite import keep_batch, refuse
 from continual.run.signals import Interrupted, Signals
+from continual.run.stage_index import write_index
 from continual.run.tracking import Tracker
 from continual.stage import NotFinite, StageLoop
 from continual.state import TrainState, from_checkpoint, to_checkpoint
@@ -39,26 +41,31 @@ from continual.stream.view import QueryPool, StageView
 from continual.update.optimizer import make_optimizer, named_state, restore_state
 from dsi.embeddings import ModelEmbedder
 from dsi.errors import UserError
-from dsi.files import replace_atomically, write_json
+from dsi.files import write_json
 from dsi.model.dsi_model import DSIModel
+from dsi.search.trie import Trie
 from dsi.seeding import derive
 
 
 class Trainer:
-    """One run over the stages of a stream. :meth:`load` first, then :meth:`run`."""
+    """One run over the stages of a stream. :meth:`load` first, then :meth:`run`.
+
+    ``accelerator`` and ``docids``: where the caller has made them already.
+    """
 
     def __init__(
         self,
         config: RunConfig,
         material: Material,
         folder: Path,
-        accelerator: Accelerator,
-        docids: Assignment,
+        accelerator: Accelerator | None = None,
+        docids: Assignment | None = None,
     ):
         self.config, self.folder = config, folder
         self.stream, self.tokenizer = material.stream, material.tokenizer
-        self.accelerator, self.docids = accelerator, docids
-        self.signals = Signals(accelerator)
+        self.accelerator = accelerator or make_accelerator(config)
+        self.docids = docids or Assignment(config, self.stream, folder, self.accelerator)
+        self.signals = Signals(self.accelerator)
         self.method = Method.of(config)
         self.queries = [self.stream.judged_queries("test", n) for n in range(len(self.stream))]
         every = config.evaluation.events_every
@@ -274,7 +281,7 @@ class Trainer:
         matrix = self.matrix(state)
         self._log_row(state, row, matrix, flat)
         if self.accelerator.is_main_process:
-            self._write(state, results, matrix, evaluator)
+            self._write(state, results, evaluator.ranker.trie)
             target = directory.stage_folder(self.folder, stage)
             write_json(target / "decoding.json", {"docids": self.config.docids.name, **how})
             if flat is not None:
@@ -304,20 +311,11 @@ class Trainer:
         }
         self.tracker.log({**where, **averages}, total)
 
-    def _write(
-        self,
-        state: TrainState,
-        results: list[CorpusResult],
-        matrix: dict[str, Any],
-        evaluator: Evaluator,
-    ) -> None:
-        """What the stage leaves on disk; the matrix comes last."""
-        stage = state.stage
-        target = directory.stage_folder(self.folder, stage)
+    def _write(self, state: TrainState, results: list[CorpusResult], trie: Trie | None) -> None:
+        """The results of a stage, and its folder as an index."""
+        stage, codes = state.stage, self._codes(state.stage)
         directory.write_results(self.folder, self.stream, stage, results, self.config.name)
-        replace_atomically(target / "model", state.model.save_pretrained)
-        if evaluator.ranker.trie is not None:
-            evaluator.ranker.trie.save(target / "trie")
+        write_index(self.folder, stage, self.config, self.stream, state.model, codes, trie)
         ids = self.stream.document_ids(0, self.stream.count(stage))
         write_json(self.folder / "forgetting_events.json", self.events.to_json(ids))
 

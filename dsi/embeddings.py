@@ -24,7 +24,16 @@ from dsi.errors import UserError
 from dsi.files import replace_atomically, write_json
 from dsi.model.dsi_model import DocidHead, DSIModel, load_model
 from dsi.seeding import derive
-from dsi.text.tokens import Tokens, batches, gather, load_tokenizer, padded, tokenize
+from dsi.settings import Count, Settings
+from dsi.text.tokens import (
+    Tokens,
+    batches,
+    load_tokenizer,
+    pad_id,
+    padded_tensors,
+    slices,
+    tokenize,
+)
 
 SCHEMA = 1
 BATCH = 256  # texts that the model reads at once
@@ -33,34 +42,27 @@ ROUNDING = 1e-5  # a projected TF-IDF row (of length 1 before) that is shorter i
 
 
 @dataclass(frozen=True)
-class EmbeddingConfig:
+class EmbeddingConfig(Settings):
     """Where the vectors of documents come from."""
 
     source: Literal["model", "tfidf", "sentence-transformers"] = "tfidf"
     """model: our own encoder after ``updates`` of stage 0 (for pretrained checkpoints: a small
     encoder from random weights knows too little by then, see benchmarks/README.md); tfidf: TF-IDF
     and a truncated SVD; sentence-transformers: a pretrained encoder."""
-    dimensions: int = 128
+    dimensions: Count = 128
     """Of the truncated SVD."""
     name: str | None = None
     """The sentence-transformers model: a name or a local folder."""
-    updates: int = 300
+    updates: Count = 300
     """source: model: updates of stage 0 that are spent, with atomic docids, before the encoder
     embeds D_0."""
 
     def __post_init__(self) -> None:
-        if self.source not in ("model", "tfidf", "sentence-transformers"):
-            raise ValueError(
-                f"source: must be model, tfidf or sentence-transformers, got {self.source!r}"
-            )
-        if self.dimensions < 1:
-            raise ValueError(f"dimensions: must be above zero, got {self.dimensions}")
-        if self.updates < 1:
-            raise ValueError(f"updates: must be above zero, got {self.updates}")
+        super().__post_init__()
         if self.source == "sentence-transformers" and not self.name:
-            raise ValueError("name: must be given with source sentence-transformers")
+            raise UserError("name: must be given with source sentence-transformers")
         if self.source != "sentence-transformers" and self.name is not None:
-            raise ValueError(f"name: must be left out with source {self.source}")
+            raise UserError(f"name: must be left out with source {self.source}")
 
 
 class Embedder(Protocol):
@@ -206,9 +208,8 @@ class ModelEmbedder:
     def embed_tokens(self, tokens: Tokens) -> np.ndarray:
         """float32 (M, D) of token ids, in evaluation mode and without a random draw."""
         heads = np.minimum(tokens.lengths, self.length)
-        tokens = gather(tokens, tokens.offsets[:-1], heads, prompt=self.prompt_ids)
-        pad = self.tokenizer.pad_token_id
-        pad = pad if isinstance(pad, int) else 0
+        tokens = slices(tokens, tokens.offsets[:-1], heads, prompt=self.prompt_ids)
+        pad = pad_id(self.tokenizer)
         device = self.model.docids.start.device
         vectors_MD = np.zeros((len(tokens), self.model.config.d_model), np.float32)
         order = np.argsort(tokens.lengths, kind="stable")
@@ -217,12 +218,9 @@ class ModelEmbedder:
         with torch.inference_mode():
             for start in range(0, len(order), BATCH):
                 rows = order[start : start + BATCH]
-                ids, mask = padded(tokens, rows, pad)
-                states_BLD, _ = self.model.encode(
-                    torch.from_numpy(ids).to(device),
-                    torch.from_numpy(mask.astype(np.int64)).to(device),
-                )
-                real_BL1 = torch.from_numpy(mask).to(device)[..., None]
+                ids_BL, mask_BL = padded_tensors(tokens, rows, pad, device)
+                states_BLD, _ = self.model.encode(ids_BL, mask_BL)
+                real_BL1 = mask_BL.bool()[..., None]
                 sums = states_BLD.float().masked_fill(~real_BL1, 0.0).sum(1)
                 vectors_MD[rows] = (sums / real_BL1.sum(1)).cpu().numpy()
         self.model.train(training)

@@ -1,42 +1,38 @@
-"""SearchIndex: what an application imports to ask a trained run."""
+"""SearchIndex: what an application imports to ask a trained index."""
 
 import copy
-import math
 import operator
-import os
-from collections.abc import Iterable, Mapping, Sequence, Set
+from collections.abc import Iterable, Iterator, Mapping, Set
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, cast, overload
+from typing import overload
 
 import numpy as np
-import torch
+from transformers import PreTrainedTokenizerFast
+from transformers.utils import logging
 
-from dsi.corpus.corpus import read_corpus
+from dsi.corpus.corpus import Corpus, read_corpus
 from dsi.corpus.ids import id_rows
-from dsi.corpus.records import SPLITS, show
-from dsi.docids import codes_from_text, read_docids
+from dsi.corpus.records import show
+from dsi.docids import codes_from_text
 from dsi.errors import UserError, printable
-from dsi.files import as_written, read_json
+from dsi.files import as_written
+from dsi.index_folder import FILES, Documents, Settings, find_index, read_documents
 from dsi.manifest import verify
-from dsi.search.light_model import StoredModel, StoredTokenizer, stored_model, stored_tokenizer
+from dsi.model.dsi_model import DSIModel, load_model
 from dsi.search.ranker import Ranker
 from dsi.search.trie import Trie
 from dsi.text.tokens import (
     LONGEST_QUERY,
-    gather,
     load_tokenizer,
-    padded,
+    pad_id,
+    padded_tensors,
     prompt_ids,
+    slices,
     tokenize,
 )
 
-if TYPE_CHECKING:
-    from transformers import PreTrainedTokenizerFast
-
-    from dsi.model.dsi_model import DSIModel
-
-SCHEMA = 1
 BATCH = 256  # queries ranked at once
 
 
@@ -59,98 +55,87 @@ class Result:
 class SearchIndex:
     """A trained model, its docids and the texts they stand for.
 
-    ``document_ids``: the user's keys by document number; ``sizes``: documents of D_0, D_1, ...;
-    ``warnings``: one line each, what is not as it was when the run was made.
+    ``document_ids``: the user's keys; ``corpus_names``: what the corpora are called; ``warnings``:
+    one line each, what is not as it was when the documents were indexed.
     """
 
     def __init__(
         self,
         ranker: Ranker,
-        tokenizer: "PreTrainedTokenizerFast | StoredTokenizer",
-        document_ids: list[str],
-        sizes: Sequence[int],
-        corpora: list,
-        **how: Any,
+        tokenizer: PreTrainedTokenizerFast,
+        documents: Documents,
+        corpora: list[Corpus],
+        settings: Settings,
+        warnings: tuple[str, ...] = (),
+        numbers: np.ndarray | None = None,
     ):
-        self.ranker, self.tokenizer = ranker, tokenizer
-        self.document_ids, self.sizes = document_ids, list(sizes)
+        self.ranker, self.tokenizer, self.warnings = ranker, tokenizer, warnings
+        self.document_ids, self.corpus_names = documents.ids, documents.names
+        self._corpus_N = documents.corpus_N
+        # what the ranker calls each document, in rising order
+        self._number_N = np.arange(len(documents.ids)) if numbers is None else numbers
         self._corpora = [(corpus, id_rows(corpus.documents["id"])) for corpus in corpora]
-        self.warnings: tuple[str, ...] = tuple(how.get("warnings", ()))
-        self._lowercase: bool = how.get("lowercase", False)
+        self._new_texts = settings.new_texts
+        self._lowercase = settings.lowercase
         self._allowed: np.ndarray | None = None
-        self._prompt = prompt_ids(tokenizer, how.get("prompt", ""))
+        self._prompt = prompt_ids(tokenizer, settings.prompt)
         special = [tokenizer.unk_token_id, tokenizer.pad_token_id, tokenizer.eos_token_id]
         # "▁" is where a word begins: it stands before an unknown one, too
         meaningless = [*special, tokenizer.backend_tokenizer.token_to_id("▁")]
         self._meaningless = [token for token in meaningless if isinstance(token, int)]
+        if len(self._number_N) < len(ranker):
+            self.ranker = ranker.among(self._number_N)
 
     def __len__(self) -> int:
         return len(self.ranker)
 
     @classmethod
-    def load(cls, run: str | Path, stage: int | None = None) -> "SearchIndex":
-        """Open a run directory at a stage (default: the last finished one)."""
-        run = Path(run)
-        path = run / "index.json"
-        if not os.path.exists(path):
-            raise UserError(f"{run}: no run here (index.json is missing); give a run directory")
-        verify(run, path.name)
-        how = _read_how(path)
-        found = sorted(p for p in (run / "stages").glob("[0-9]*") if (p / "model").is_dir())
-        stages = {int(p.name): p for p in found if p.name.isdecimal()}
-        if not stages:
-            raise UserError(f"{run}: no stage is finished yet; go on with dsi train --resume {run}")
-        wanted = max(stages) if stage is None else stage
-        if wanted not in stages:
-            raise UserError(f"{run}: no stage {wanted}; there are {sorted(stages)}")
-        ids: list[str] = []
-        docids: list[str] = []
-        sizes: list[int] = []
-        verify(stages[wanted], "model", "trie")
-        verify(run, "tokenizer", *(f"docids/D{n}.tsv" for n in range(wanted + 1)))
-        model = _model(stages[wanted] / "model")
-        for n in range(wanted + 1):
-            more = read_docids(run / "docids" / f"D{n}.tsv")
-            ids, docids = ids + more[0], docids + more[1]
-            sizes.append(len(more[0]))
-        trie = None
-        if (stages[wanted] / "trie").is_dir():
-            trie = Trie.load(stages[wanted] / "trie")
-        tokenizer = stored_tokenizer(run / "tokenizer") or load_tokenizer(run / "tokenizer")
-        corpora = [read_corpus(c, deduplicate=how["deduplicate"]) for c in how["corpora"]]
-        with as_written(run / "docids"):
-            codes_NT = codes_from_text(docids if trie is None else [])
-            check_fit(model, tokenizer, trie, codes_NT, len(ids))
-            if how.get("docids") == "atomic" and model.code_sizes != [len(ids)]:
-                raise ValueError(f"{len(ids)} documents, the model has {model.code_sizes}")
-            beams, penalty = how.get("beams", 10), how.get("length_penalty", 0.0)
-            ranker = Ranker(model, codes_NT, trie, beams, penalty)
-        reading = {"lowercase": how["lowercase"], "prompt": how["prompt"]}
-        kept = read_part_hashes(path, how) or [corpus.part_hashes for corpus in corpora]
-        reading["warnings"] = [
+    def load(cls, folder: str | Path) -> "SearchIndex":
+        """Open an index: its own folder, or one whose index.json names it (a run directory)."""
+        folder, settings = find_index(Path(folder))
+        verify(folder, *FILES)
+        with _no_bar():
+            model = load_model(folder / "model")
+        documents = read_documents(folder / "docids.tsv")
+        trie = Trie.load(folder / "trie") if (folder / "trie").is_dir() else None
+        tokenizer = load_tokenizer(folder / "tokenizer")
+        corpora = [read_corpus(c, deduplicate=settings.deduplicate) for c in settings.corpora]
+        count, numbers = len(documents.ids), None
+        with as_written(folder / "docids.tsv"):
+            if count != settings.documents:
+                raise ValueError(f"{count} documents, index.json says {settings.documents}")
+            codes_NT = codes_from_text(documents.docids if trie is None else [])
+            check_fit(model, tokenizer, trie, codes_NT, count)
+            if trie is None and len(model.code_sizes) == 1 and (np.diff(codes_NT[:, 0]) > 0).all():
+                # one code each: the row of the document, some rows may be nobody's
+                numbers, codes_NT = codes_NT[:, 0], np.arange(model.code_sizes[0])[:, None]
+            ranker = Ranker(model, codes_NT, trie, settings.beams, settings.length_penalty)
+        warnings = tuple(
             f"{corpus.folder or corpus.name}: its documents have changed since they were indexed; "
             "results show what they are now"
-            for corpus, hashes in zip(corpora, kept, strict=True)
+            for corpus, hashes in zip(corpora, settings.part_hashes, strict=True)
             if corpus.part_hashes["documents"] != hashes["documents"]
-        ]
-        return cls(ranker, tokenizer, ids, sizes, corpora, **reading)
+        )
+        return cls(ranker, tokenizer, documents, corpora, settings, warnings, numbers)
 
     def among(
-        self, documents: Iterable[str] | None = None, corpora: Iterable[int] | None = None
+        self, documents: Iterable[str] | None = None, corpora: Iterable[str] | None = None
     ) -> "SearchIndex":
-        """The same index, restricted to some documents (by id) or to whole corpora D_n.
+        """The same index, restricted to some documents (by id) or to whole corpora (by name, "D0").
 
         Scores stay what they were. Both given: the documents that are in both.
         """
         allowed = np.ones(len(self.document_ids), bool)
         if corpora is not None:
-            chosen = sorted(set(corpora))
-            unknown = [n for n in chosen if not 0 <= n < len(self.sizes)]
-            if unknown:
-                raise UserError(
-                    f"corpus: no D{unknown[0]} in this index; it has D0 to D{len(self.sizes) - 1}"
-                )
-            allowed &= np.isin(np.repeat(np.arange(len(self.sizes)), self.sizes), chosen)
+            if isinstance(corpora, str):  # its letters may be names
+                raise UserError(f"corpora: expected a list of names, got {show(corpora)}")
+            chosen = list(corpora)
+            for name in chosen:
+                if name not in self.corpus_names:
+                    known = ", ".join(map(show, self.corpus_names[:20]))
+                    raise UserError(f"corpora: no {show(name)} in this index; it has {known}")
+            places = [self.corpus_names.index(name) for name in chosen]
+            allowed &= np.isin(self._corpus_N, places)
         if documents is not None:
             allowed &= self._marked(documents)
         return self._restricted(allowed)
@@ -175,7 +160,7 @@ class SearchIndex:
         part._allowed = allowed if self._allowed is None else allowed & self._allowed
         if not part._allowed.any():
             raise UserError("documents: none is left to search; choose others")
-        part.ranker = self.ranker.among(np.flatnonzero(part._allowed))
+        part.ranker = self.ranker.among(self._number_N[part._allowed])
         return part
 
     @overload
@@ -211,13 +196,10 @@ class SearchIndex:
         results: list[list[Result]] = [[] for _ in texts]
         if not len(known):
             return results
-        tokens = gather(tokens, tokens.offsets[:-1], tokens.lengths, prompt=self._prompt)
-        pad = cast(int, self.tokenizer.pad_token_id or 0)
-        ids, mask = padded(tokens, known, pad)
+        tokens = slices(tokens, tokens.offsets[:-1], tokens.lengths, prompt=self._prompt)
         device = self.ranker.inference.device
-        found = self.ranker.rank(
-            torch.from_numpy(ids).to(device), torch.from_numpy(mask.astype(np.int64)).to(device), k
-        )
+        ids, mask = padded_tensors(tokens, known, pad_id(self.tokenizer), device)
+        found = self.ranker.rank(ids, mask, k)
         lines = zip(found.documents.tolist(), found.scores.tolist(), strict=True)
         for query, (row, line) in zip(known.tolist(), lines, strict=True):
             results[query] = [
@@ -228,9 +210,10 @@ class SearchIndex:
         return results
 
     def _result(self, number: int, score: float) -> Result:
-        document_id = self.document_ids[number]
-        for corpus, lookup in self._corpora:
-            row = int(lookup.rows([document_id])[0])
+        document_id = self.document_ids[int(np.searchsorted(self._number_N, number))]
+        place, key = self._new_texts.get(document_id, (None, document_id))
+        for corpus, lookup in self._corpora if place is None else [self._corpora[place]]:
+            row = int(lookup.rows([key])[0])
             if row >= 0:
                 found = corpus.documents.slice(row, 1)
                 return Result(
@@ -263,45 +246,22 @@ def _count(k: int) -> int:
     return count
 
 
-def _model(folder: Path) -> "DSIModel | StoredModel":
-    stored = stored_model(folder)
-    if stored is None:
-        from dsi.model.dsi_model import load_model  # a second or two
-
-        return load_model(folder)
-    return stored
-
-
-def _read_how(path: Path) -> dict[str, Any]:
-    """index.json, each of whose values is what it must be."""
-    how = read_json(path)
-    if how.get("schema") != SCHEMA:
-        raise UserError(f"{path}: schema {how.get('schema')!r}, this version reads {SCHEMA}")
-    kinds: dict[str, Any] = {"deduplicate": str, "lowercase": bool, "prompt": str, "corpora": list}
-    right = {key: isinstance(how.get(key), kind) for key, kind in kinds.items()}
-    right["beams"] = type(how.get("beams", 10)) is int and 1 <= how.get("beams", 10) <= 2**20
-    penalty = how.get("length_penalty", 0.0)
-    right["length_penalty"] = type(penalty) in (int, float) and math.isfinite(penalty)
-    for key, is_right in right.items():
-        if not is_right:
-            raise UserError(f"{path}: {key} is missing or wrong; restore the file")
-    return how
-
-
-def read_part_hashes(path: Path, how: Mapping[str, Any]) -> list[dict[str, str | None]] | None:
-    """What index.json notes of each corpus (see Corpus.part_hashes); None in an older run."""
-    kept, corpora = how.get("part_hashes"), how.get("corpora")
-    if kept is None:
-        return None
-    with as_written(path):
-        if len(kept) != len(corpora or ()):
-            raise ValueError("part_hashes must be as many as corpora")
-        return [{key: hashes[key] for key in ("documents", *SPLITS)} for hashes in kept]
+@contextmanager
+def _no_bar() -> Iterator[None]:
+    """transformers shows a bar while it reads weights; an application that searches wants none."""
+    is_shown = logging.is_progress_bar_enabled()
+    if is_shown:
+        logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        if is_shown:
+            logging.enable_progress_bar()
 
 
 def check_fit(
-    model: "DSIModel | StoredModel",
-    tokenizer: "PreTrainedTokenizerFast | StoredTokenizer",
+    model: DSIModel,
+    tokenizer: PreTrainedTokenizerFast,
     trie: Trie | None,
     codes_NT: np.ndarray,
     count: int,

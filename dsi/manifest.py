@@ -1,8 +1,9 @@
 """Checksums of what was written: a bit that flips on the disk is found by whoever reads the file.
 
-manifest.json of a folder lists the sha256 of files in it. What it does not list is taken as it is:
-files are listed once they are finished, and older runs have no list at all. A file that is written
-anew is taken off the list first, so that a process killed in between leaves nothing refused.
+manifest.json of a folder lists the sha256 of files in it: of a run, of each stage, of each
+checkpoint. What it does not list is taken as it is: files are listed once they are finished, and
+older runs have no list at all. A file that is written anew is taken off the list first, so that a
+process killed in between leaves nothing refused.
 """
 
 import hashlib
@@ -18,10 +19,31 @@ NAME = "manifest.json"
 REMEDY = f"restore the file (or, if the change is meant, delete {NAME})"
 
 
-def checksum(path: Path) -> str:
-    """sha256 of a file's content, 64 hex digits."""
+class Changed(UserError):
+    """A file at ``path`` is not what its folder's manifest says; ``what`` is wrong with it."""
+
+    def __init__(self, path: Path, what: str):
+        super().__init__(f"{path}: {what}; {REMEDY}")
+        self.path, self.what = path, what
+
+
+def checksum(path: Path, algorithm: str = "sha256") -> str:
+    """The checksum of a file's content in hex digits; of sha256 64."""
     with open(path, "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+        return hashlib.file_digest(file, algorithm).hexdigest()
+
+
+def folder_checksum(folder: Path) -> str:
+    """sha256 over names and contents of the files in a folder (not those in its folders)."""
+    digest = hashlib.sha256()
+    for path in sorted(path for path in folder.iterdir() if path.is_file()):
+        digest.update(path.name.encode() + bytes.fromhex(checksum(path)))
+    return digest.hexdigest()
+
+
+def text_hash(text: str) -> str:
+    """sha256 of a text, 32 hex digits: what it is called in a cache."""
+    return hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()[:32]
 
 
 def record(folder: Path, *names: str) -> None:
@@ -44,7 +66,7 @@ def forget(folder: Path, *names: str, but: Sequence[str] = ()) -> None:
 
 
 def verify(folder: Path, *names: str) -> None:
-    """UserError for a listed file that is not what it was; without names every one is read.
+    """Changed for a listed file that is not what it was; without names every one is read.
 
     What is no file at all (a pipe, a device) is refused wherever it stands, listed or not.
     """
@@ -58,15 +80,12 @@ def verify(folder: Path, *names: str) -> None:
         try:
             found = checksum(path)
         except FileNotFoundError as error:
-            raise UserError(f"{path}: missing, and {folder / NAME} lists it; {REMEDY}") from error
+            raise Changed(path, f"missing, and {folder / NAME} lists it") from error
         except OSError as error:
-            why = error.strerror or error
-            raise UserError(f"{path}: cannot be read ({why}); {REMEDY}") from error
+            raise Changed(path, f"cannot be read ({error.strerror or error})") from error
         if found != expected:
-            raise UserError(
-                f"{path}: not what was written (its checksum differs from the one in "
-                f"{folder / NAME}); {REMEDY}"
-            )
+            where = folder / NAME
+            raise Changed(path, f"not what was written (its checksum differs from that in {where})")
 
 
 def _chosen(listed: str, names: Sequence[str]) -> bool:
@@ -88,11 +107,12 @@ def _read(folder: Path) -> dict[str, str]:
         return {}
     sums = read_json(path).get("sha256")
     # its own checksum, since a list with another name in it would leave a file unchecked
-    if not isinstance(sums, dict) or path.read_bytes() != _content(sums):
-        raise UserError(f"{path}: not what was written; restore the file, or delete it to go on")
+    # (checkpoints were once written without)
+    if not isinstance(sums, dict) or path.read_bytes() not in (_content(sums), _plain(sums)):
+        raise Changed(path, "not what was written")
     for name, digest in sums.items():
         if not isinstance(digest, str) or Path(name).is_absolute() or ".." in Path(name).parts:
-            raise UserError(f"{path}: names a file outside of its folder; restore the file")
+            raise Changed(path, "names a file outside of its folder")
     return sums
 
 
@@ -101,5 +121,8 @@ def _write(folder: Path, sums: dict[str, str]) -> None:
 
 
 def _content(sums: dict[str, str]) -> bytes:
-    own = hashlib.sha256(json.dumps(sums).encode()).hexdigest()
-    return (json.dumps({"sha256": sums, "of_these": own}, indent=1) + "\n").encode()
+    return _plain(sums, of_these=hashlib.sha256(json.dumps(sums).encode()).hexdigest())
+
+
+def _plain(sums: dict[str, str], **more: str) -> bytes:
+    return (json.dumps({"sha256": sums, **more}, indent=1) + "\n").encode()

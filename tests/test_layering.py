@@ -18,6 +18,7 @@ ONLY_IN = {
     "wandb": ("continual.run.tracking",),
     "accelerate": (
         "continual.run.checkpoint",
+        "continual.run.docids",
         "continual.measure.evaluation",
         "continual.devices.accelerator",
         "continual.update.passes",
@@ -29,7 +30,8 @@ ONLY_IN = {
         "continual.trainer",
         "dsi.queries.generator",
     ),
-    "yaml": ("continual.config.schema",),
+    "yaml": ("continual.config.loading",),
+    "pydantic": ("continual.config.parsing", "continual.config.describe"),
     "matplotlib": ("continual.report",),
 }
 COMPONENTS = ("replay", "regularizers", "sharpness", "parameters", "starts", "merging")
@@ -179,7 +181,7 @@ def test_light_modules_load_nothing_heavy(repository, module):
     assert loaded.isdisjoint({"torch", "transformers", "pyarrow", "pandas", "scipy", *HEAVY})
 
 
-DEPENDENCIES = {"torch", "numpy", "yaml", "accelerate", *HEAVY}
+DEPENDENCIES = {"torch", "numpy", "yaml", "pydantic", "accelerate", *HEAVY}
 PLANTED = {
     "dsi/index.py": ("from continual.stream.stream import Stream", "dsi never imports continual"),
     "dsi/search/trie.py": ("def f():\n    import continual", "dsi never imports continual"),
@@ -198,7 +200,9 @@ PLANTED = {
     "continual/trainer.py": ("def f():\n    import wandb", "wandb only in continual.run.tracking"),
     "dsi/search/beam_search.py": ("import accelerate.utils", "accelerate only in"),
     "continual/replay/none.py": ("from ..trainer import train", "components (replay) never"),
-    "continual/config/registry.py": ("import yaml", "yaml only in continual.config.schema"),
+    "continual/config/rules.py": ("import pydantic", "pydantic only in continual.config.parsing"),
+    "dsi/settings.py": ("def f():\n    import pydantic", "pydantic only in continual.config.p"),
+    "continual/config/registry.py": ("import yaml", "yaml only in continual.config.loading"),
     "continual/measure/evaluation.py": (
         "def f():\n    import matplotlib.figure",
         "matplotlib only in",
@@ -226,7 +230,7 @@ def test_a_planted_violation_is_found(tmp_path, name):
 
 ALLOWED = {
     "continual/cli.py": "from dsi.index import SearchIndex\nfrom continual import trainer",
-    "continual/config/schema.py": "import yaml",
+    "continual/config/loading.py": "import yaml",
     "continual/run/tracking.py": "def f():\n    import wandb",
     "continual/report/page.py": "import matplotlib\nfrom continual.report import figures",
     "continual/runs.py": "from typing import TYPE_CHECKING\n"

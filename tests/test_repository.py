@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 import dsi
-from continual.config.schema import load_config, preset_names
+from continual.config.loading import load_config, preset_names
 
 ROOT = Path(__file__).resolve().parents[1]
 MODULES = sorted(
@@ -43,7 +43,9 @@ def test_every_preset_builds_and_says_something(name):
     config = load_config(None, [], method=name)
     assert config.method == name
     assert load_config(None, [f"method={name}"]) == config
-    assert path.read_text("utf-8").startswith("# "), "the first line says which method it is"
+    of_schema, of_method = path.read_text("utf-8").splitlines()[:2]
+    assert of_schema.startswith("# yaml-language-server: ")
+    assert of_method.startswith("# "), "the second line says which method it is"
 
 
 @pytest.mark.parametrize("path", LAUNCHES, ids=str)

@@ -97,7 +97,7 @@ def test_an_installation_can_do_without_the_checkout(elsewhere, tmp_path):
     code = (
         "import dsi, continual.cli\n"
         "from dsi.corpus.corpus import read_corpus\n"
-        "from continual.config.schema import load_config\n"
+        "from continual.config.loading import load_config\n"
         "corpus = read_corpus('encyclopedia')\n"
         "assert load_config().folder.parts == ('runs', 'quickstart')\n"
         "print(dsi.__file__); print(corpus.documents.num_rows)"

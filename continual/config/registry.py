@@ -11,10 +11,7 @@ import dataclasses
 import difflib
 import importlib
 import importlib.util
-import json
-import types
 import typing
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -140,18 +137,6 @@ class Choice:
         return component_class(self.axis, self.name)(self.settings)
 
 
-def parse_choice(axis: str, value: Any) -> Choice:
-    """A :class:`Choice` from ``{"name": ..., settings}``, or from just the name."""
-    if isinstance(value, str):
-        value = {"name": value}
-    if not isinstance(value, Mapping) or not isinstance(value.get("name"), str):
-        raise UserError(f"{axis}.name: missing; one of: " + ", ".join(available(axis)))
-    cls = component_class(axis, value["name"])
-    settings = {key: item for key, item in value.items() if key != "name"}
-    config = typing.cast(Any, cls).Config
-    return Choice(axis, value["name"], parse_dataclass(config, settings, axis))
-
-
 def suggest(word: str, known: list[str]) -> str:
     """``; did you mean 'x'? known: ...`` for an error line."""
     if not known:
@@ -159,108 +144,3 @@ def suggest(word: str, known: list[str]) -> str:
     close = difflib.get_close_matches(word, known, n=1)
     hint = f"; did you mean {close[0]!r}?" if close else ";"
     return f"{hint} known: {', '.join(known)}"
-
-
-def parse_dataclass(cls: type, values: Any, where: str) -> Any:
-    """A dataclass from plain data: unknown keys, wrong types and bad values name their key."""
-    if not isinstance(values, Mapping):
-        raise UserError(f"{where}: expected a mapping of settings, got {show(values)}")
-    hints = typing.get_type_hints(cls)
-    names = [field.name for field in dataclasses.fields(cls)]
-    parsed = {}
-    for key, value in values.items():
-        path = f"{where}.{key}" if where else str(key)
-        if key not in names:
-            raise UserError(f"{printable(path)[:200]}: unknown key{suggest(str(key), names)}")
-        parsed[key] = coerce(value, hints[key], path)
-    for field in dataclasses.fields(cls):
-        needed = field.default is field.default_factory is dataclasses.MISSING
-        if needed and field.name not in parsed:
-            raise UserError(f"{where}.{field.name}: missing; it has no default, so write it")
-    try:
-        return cls(**parsed)
-    except ValueError as error:
-        text = str(error).removeprefix(f"{where.rpartition('.')[2]}: ")
-        raise UserError(f"{where}.{text}" if where else text) from error
-
-
-def coerce(value: Any, hint: Any, where: str) -> Any:
-    """``value`` as the annotated type; PyYAML reads 3e-4 as a string, so numbers are re-read."""
-    origin, arguments = typing.get_origin(hint), typing.get_args(hint)
-    if hint is Any:
-        return value
-    if origin in (typing.Union, types.UnionType):
-        if value is None and type(None) in arguments:
-            return None
-        kinds = [a for a in arguments if a is not type(None)]
-        errors = []
-        for kind in kinds:
-            try:
-                return coerce(value, kind, where)
-            except UserError as error:
-                errors.append(error)
-        raise errors[0]
-    if origin is typing.Literal:
-        if value is False and "no" in arguments:
-            return "no"  # YAML reads an unquoted no as false
-        if value is False and "off" in arguments:
-            return "off"
-        if value in arguments and type(value) is not bool:
-            return value
-        raise UserError(f"{where}: {show(value)} is not one of: {', '.join(map(str, arguments))}")
-    if dataclasses.is_dataclass(hint) and isinstance(hint, type):
-        return value if isinstance(value, hint) else parse_dataclass(hint, value, where)
-    if origin is tuple:
-        if not isinstance(value, list | tuple):
-            raise UserError(f"{where}: expected a list, got {show(value)}")
-        return tuple(coerce(v, arguments[0], f"{where}[{i}]") for i, v in enumerate(value))
-    if dict in (hint, origin):
-        if not isinstance(value, Mapping):
-            raise UserError(f"{where}: expected a mapping, got {show(value)}")
-        try:
-            json.dumps(value, default=str)
-        except (TypeError, ValueError, RecursionError):
-            text = f"{show(value)} has a value inside itself, or keys that are no text"
-            raise UserError(f"{where}: {text}; write it out") from None
-        return dict(value)
-    if hint is bool and isinstance(value, bool):
-        return value
-    if hint is str and isinstance(value, str):
-        try:
-            # YAML's "\\ud83d\\ude00", as JSON writes it, is one character
-            is_whole = value.isascii() or not any("\ud800" <= c <= "\udfff" for c in value)
-            return value if is_whole else value.encode("utf-16", "surrogatepass").decode("utf-16")
-        except UnicodeDecodeError:
-            text = f"half a surrogate pair in {show(value)}; remove it"
-            raise UserError(f"{where}: {text}") from None
-    if hint in (int, float) and not isinstance(value, bool):
-        try:
-            number = float(value) if isinstance(value, str | int | float) else None
-        except (ValueError, OverflowError):
-            number = None
-        if number is not None and number == number:
-            if hint is float:
-                return number
-            whole = abs(number) != float("inf") and number == int(number)
-            if whole:
-                return value if isinstance(value, int) else int(number)
-    kind = {
-        bool: "true or false",
-        str: "text (in quotes where YAML reads something else)",
-        int: "a whole number",
-        float: "a number",
-    }
-    raise UserError(f"{where}: expected {kind.get(hint, hint)}, got {show(value)}")
-
-
-def to_plain(value: Any) -> Any:
-    """A configuration as plain data, every default written out."""
-    if isinstance(value, Choice):
-        return {"name": value.name, **to_plain(value.settings)}
-    if dataclasses.is_dataclass(value) and not isinstance(value, type):
-        return {f.name: to_plain(getattr(value, f.name)) for f in dataclasses.fields(value)}
-    if isinstance(value, tuple | list):
-        return [to_plain(item) for item in value]
-    if isinstance(value, Mapping):
-        return {key: to_plain(item) for key, item in value.items()}
-    return value

@@ -1,11 +1,12 @@
-"""The rules of a configuration that no single type can state."""
+"""The rules between settings, which no single field can state.
+
+They read what a component declares of itself and never ask for its name.
+"""
 
 import dataclasses
 import math
-from collections.abc import Iterator
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from continual.config.registry import suggest, to_plain
 from dsi.corpus.records import show
 from dsi.errors import UserError
 
@@ -15,96 +16,59 @@ if TYPE_CHECKING:
 
 
 def check(config: "RunConfig") -> None:
-    """Every rule that a single type cannot state."""
-    training, evaluation, model = config.training, config.evaluation, config.model
-    positive = {
-        "tokenizer.vocabulary_size": config.tokenizer.vocabulary_size - 99,
-        "model.d_model": model.d_model,
-        "model.d_ff": model.d_ff,
-        "model.num_heads": model.num_heads,
-        "model.num_layers": model.num_layers,
-        "model.num_decoder_layers": model.num_decoder_layers,
-        "model.embedding_std": model.embedding_std,
-        "training.batch_size": training.batch_size,
-        "training.accumulation": training.accumulation,
-        "training.window": training.window,
-        "training.length_groups": training.length_groups,
-        "training.pad_to_multiple": training.pad_to_multiple,
-        "training.learning_rate": training.learning_rate,
-        "training.docid_learning_rate_scale": training.docid_learning_rate_scale,
-        "evaluation.batch_size": evaluation.batch_size,
-        "evaluation.document_length": evaluation.document_length,
-        "checkpoint.keep": config.checkpoint.keep,
-        "tracking.log_every": config.tracking.log_every,
-    }
-    if training.later_learning_rate is not None:
-        positive["training.later_learning_rate"] = training.later_learning_rate
-    for key, value in positive.items():
-        least = " (at least 100)" if "vocabulary" in key else ""
-        _require(0 < value < math.inf, f"{key}: must be above zero and finite{least}")
-    for key, value in _whole_numbers(to_plain(config), ""):
-        _require(abs(value) < 2**63, f"{key}: {show(value)} is too large; at most 2^63 - 1")
-    # beyond these memory, or a library's 32-bit numbers, end the run with less than a line
-    at_most = {
-        "threads": (config.threads, 4096),
-        "tokenizer.vocabulary_size": (config.tokenizer.vocabulary_size, 2**24),
-        "model.d_model": (model.d_model, 2**16),
-        "model.d_ff": (model.d_ff, 2**18),
-        "model.num_layers": (model.num_layers, 1000),
-        "model.num_decoder_layers": (model.num_decoder_layers, 1000),
-        "training.batch_size": (training.batch_size, 2**20),
-        "training.window": (training.window, 2**20),
-        "training.batch_tokens": (training.batch_tokens, 2**30),
-        "training.pad_to_multiple": (training.pad_to_multiple, 2**10),
-        "training.prefetch": (training.prefetch, 2**10),
-        "evaluation.batch_size": (evaluation.batch_size, 2**20),
-        "evaluation.beams": (evaluation.beams, 2**20),
-        "evaluation.document_length": (evaluation.document_length, 2**20),
-        **{f"views[{i}].length": (view.length, 2**20) for i, view in enumerate(config.views)},
-    }
-    for key, (value, most) in at_most.items():
-        _require(value <= most, f"{key}: must be at most {most}, got {value}")
-    not_negative = {
-        "threads": config.threads,
-        "evaluation.events_every": evaluation.events_every,
-        "checkpoint.every": config.checkpoint.every,
-    }
-    for key in (
-        "updates",
-        "updates_per_stage",
-        "batch_tokens",
-        "prefetch",
-        "warmup",
-        "clip",
-        "weight_decay",
-    ):
-        not_negative[f"training.{key}"] = getattr(training, key)
-    for key, value in not_negative.items():
-        _require(0 <= value < math.inf, f"{key}: must not be negative or infinite")
-    _require(training.ratio >= 0, "training.ratio: must not be negative; .inf: indexing alone")
-    for key, value in {
-        "model.dropout": model.dropout,
-        "training.label_smoothing": training.label_smoothing,
-        "sampling.balance": config.sampling.balance,
-        "sampling.new": config.sampling.new or 0.0,
-    }.items():
-        _require(0 <= value <= 1, f"{key}: must lie between 0 and 1, got {value}")
+    """Every rule between settings; UserError for the first that is broken."""
+    from continual.method import Method  # its components need torch
+
+    for rules in (_names, _model, _budgets, _material):
+        rules(config)
+    method = Method.of(config)
+    _components(config, method)
+    _docid_loss(config, method)
+
+
+def _names(config: "RunConfig") -> None:
+    name, output = config.name, config.output
+    _require(
+        name not in ("", ".", "..") and not set(name) & set("/\\\0"),
+        f"name: must be a plain folder name, got {show(name)}",
+    )
+    _require(
+        name.isprintable() and len(name.encode()) <= 200,
+        f"name: must be short and without control characters, got {show(name)}",
+    )
+    _require(
+        output.isprintable() and output != "",
+        f"output: must be a folder without control characters, got {show(output)}",
+    )
+
+
+def _model(config: "RunConfig") -> None:
+    model = config.model
     _require(model.d_model % model.num_heads == 0, "model.num_heads: must divide model.d_model")
-    if model.source != "scratch":
-        fixed = dataclasses.replace(type(model)(), source=model.source, dropout=model.dropout)
-        for key, value in to_plain(model).items():
-            _require(
-                value == getattr(fixed, key),
-                f"model.{key}: {model.source!r} has its own; leave it out, or use source: scratch",
-            )
+    if model.source == "scratch":
+        return
+    own = type(model)(source=model.source, dropout=model.dropout)
+    for key, value in dataclasses.asdict(model).items():
         _require(
-            config.tokenizer.source != "train",
-            f"tokenizer.source: the embeddings of {model.source!r} belong to its own tokenizer; "
-            f"set tokenizer.source={model.source}",
+            value == getattr(own, key),
+            f"model.{key}: {model.source!r} has its own; leave it out, or use source: scratch",
         )
+    _require(
+        config.tokenizer.source != "train",
+        f"tokenizer.source: the embeddings of {model.source!r} belong to its own tokenizer; "
+        f"set tokenizer.source={model.source}",
+    )
+
+
+def _budgets(config: "RunConfig") -> None:
+    training, evaluation = config.training, config.evaluation
     _require(
         training.batch_size % training.accumulation == 0,
         "training.accumulation: must divide training.batch_size",
+    )
+    _require(
+        training.batch_tokens == 0 or training.batch_size == type(training)().batch_size,
+        "training.batch_tokens: takes the place of training.batch_size; leave one of them out",
     )
     stages = [n for n in (training.updates, training.updates_per_stage) if n]
     warmup = training.warmup if training.warmup >= 1 else training.warmup * min(stages, default=1)
@@ -114,9 +78,34 @@ def check(config: "RunConfig") -> None:
         f"update), which after {warmup:g} updates of warm-up falls at once; set a tenth of the "
         "updates (0.1), or at least 1",
     )
-    _require(evaluation.depth >= 10, "evaluation.depth: at least 10, Hits@10 needs them")
+    _require(
+        training.stages == "all" or training.restart,
+        "training.stages: 'last' trains on everything from new weights; set training.restart: true",
+    )
     _require(evaluation.beams >= evaluation.depth, "evaluation.beams: at least evaluation.depth")
-    _require(math.isfinite(evaluation.length_penalty), "evaluation.length_penalty: must be finite")
+
+
+def _material(config: "RunConfig") -> None:
+    """Something to train on in every stage."""
+    training, is_indexed = config.training, config.indexing != "none"
+    _require(
+        not is_indexed or sum(view.weight for view in config.views) > 0,
+        "views: at least one view needs a weight above zero",
+    )
+    _require(
+        math.isfinite(training.ratio) or is_indexed,
+        "training.ratio: infinite with indexing: none leaves nothing to train on",
+    )
+    # restart trains on D_0's queries where replay has none
+    _require(
+        is_indexed or training.restart or math.isfinite(config.replay.build().ratio),
+        "indexing: none leaves later stages nothing to train on without replay; choose a replay, "
+        "or indexing: seen",
+    )
+
+
+def _components(config: "RunConfig", method: "Method") -> None:
+    training, policy = config.training, method.sharpness
     embedding = getattr(config.docids.settings, "embedding", None)
     first = embedding.updates if embedding and embedding.source == "model" else 0
     _require(
@@ -124,15 +113,6 @@ def check(config: "RunConfig") -> None:
         "docids.embedding.updates: must be below training.updates, and stage 0 must be trained; "
         "or choose docids.embedding.source: tfidf",
     )
-    _require(
-        training.stages == "all" or training.restart,
-        "training.stages: 'last' trains on everything from new weights; set training.restart: true",
-    )
-    _require(
-        training.batch_tokens == 0 or training.batch_size == type(training)().batch_size,
-        "training.batch_tokens: takes the place of training.batch_size; leave one of them out",
-    )
-    policy = config.sharpness.build()
     _require(
         not (training.batch_tokens and getattr(policy.config, "m", None) is not None),
         "training.batch_tokens: sharpness.m needs groups of equally many examples; use batch_size",
@@ -147,53 +127,15 @@ def check(config: "RunConfig") -> None:
         not (getattr(policy.config, "preconditioned", False) and training.optimizer != "adamw"),
         "sharpness.preconditioned: needs training.optimizer: adamw, which keeps every square",
     )
-    from continual.method import Method  # its components need torch
-
-    method = Method.of(config)
     for axis, component in method:
         _require(
             not (training.restart and component.needs_previous),
             f"training.restart: starts from new weights, so {axis} has no earlier ones to compare "
             f"with; set {axis}: none",
         )
-    _check_docid_loss(config, method)
-    views = ("first", "chunk", "set")
-    for i, view in enumerate(config.views):
-        known = suggest(view.name, list(views))
-        _require(view.name in views, f"views[{i}].name: {view.name!r} is no view{known}")
-        finite = 0 <= view.weight < math.inf
-        _require(finite, f"views[{i}].weight: must not be negative or infinite")
-        _require(view.length > 0 and view.shortest > 0, f"views[{i}].length: must be above zero")
-    _require(
-        config.indexing == "none" or sum(v.weight for v in config.views) > 0,
-        "views: at least one view needs a weight above zero",
-    )
-    _require(
-        config.name not in ("", ".", "..") and not set(config.name) & set("/\\\0"),
-        f"name: must be a plain folder name, got {show(config.name)}",
-    )
-    _require(
-        config.name.isprintable() and len(config.name.encode()) <= 200,
-        f"name: must be short and without control characters, got {show(config.name)}",
-    )
-    _require(
-        config.output.isprintable() and config.output != "",
-        f"output: must be a folder without control characters, got {show(config.output)}",
-    )
-    _require(
-        math.isfinite(training.ratio) or config.indexing != "none",
-        "training.ratio: infinite with indexing: none leaves nothing to train on",
-    )
-    # restart trains on D_0's queries where replay has none
-    rehearses = math.isfinite(config.replay.build().ratio)
-    _require(
-        config.indexing != "none" or rehearses or training.restart,
-        "indexing: none leaves later stages nothing to train on without replay; choose a replay, "
-        "or indexing: seen",
-    )
 
 
-def _check_docid_loss(config: "RunConfig", method: "Method") -> None:
+def _docid_loss(config: "RunConfig", method: "Method") -> None:
     training, policy = config.training, method.sharpness
     sampled, touched = training.docid_softmax == "sampled", training.docid_update == "touched"
     sharp = policy.active(0) or policy.active(1)
@@ -231,18 +173,6 @@ def _check_docid_loss(config: "RunConfig", method: "Method") -> None:
     }
     for reason, applies in reasons.items():
         _require(not (touched and applies), f"training.docid_update: touched: {reason}")
-
-
-def _whole_numbers(value: Any, path: str) -> Iterator[tuple[str, int]]:
-    """Every whole number of plain data, with its dotted key."""
-    if isinstance(value, int):
-        yield path, value
-    elif isinstance(value, list):
-        for i, part in enumerate(value):
-            yield from _whole_numbers(part, f"{path}[{i}]")
-    elif isinstance(value, dict):
-        for key, part in value.items():
-            yield from _whole_numbers(part, f"{path}.{key}" if path else str(key))
 
 
 def _require(condition: bool, message: str) -> None:

@@ -10,10 +10,9 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import partial
-from typing import Any, cast
+from typing import Any
 
 import numpy as np
-import torch
 from accelerate import Accelerator
 from accelerate.utils import gather_object
 
@@ -23,7 +22,7 @@ from dsi.measures.metrics import gold_ranks, hits, mrr
 from dsi.model.dsi_model import DSIModel
 from dsi.search.beam_search import Found
 from dsi.search.ranker import Ranker
-from dsi.text.tokens import Tokens, gather, padded, prompt_ids
+from dsi.text.tokens import Tokens, pad_id, padded_tensors, prompt_ids, slices
 
 METRICS = ("hits@1", "hits@10", "mrr@10", "indexing_accuracy")
 
@@ -83,7 +82,7 @@ class Evaluator:
         stage: int = 0,
     ):
         self.config, self.stream, self.accelerator = config, stream, accelerator
-        self.pad = cast(int, stream.tokenizer.pad_token_id or 0)
+        self.pad = pad_id(stream.tokenizer)
         settings = config.evaluation
         self.ranker = Ranker(
             model,
@@ -103,7 +102,7 @@ class Evaluator:
         members, tokens = self.stream.members(stage), self.stream.tokens_at(stage)
         starts = tokens.offsets[members]
         lengths = np.minimum(tokens.lengths_of(members), self.config.evaluation.document_length)
-        heads = gather(tokens, starts, lengths)
+        heads = slices(tokens, starts, lengths)
         prompt = prompt_ids(self.stream.tokenizer, self.config.prompts.indexing)
         greedy = partial(self.ranker.rank, k=1, beams=1, length_penalty=0.0)
         best = self.rank(heads, prompt, greedy)
@@ -159,7 +158,7 @@ class Evaluator:
         if len(tokens) == 0:
             nothing = Ranking(np.zeros((0, 1), np.int64), np.zeros((0, 1), np.float32))
             return [nothing] * len(searches)
-        tokens = gather(tokens, tokens.offsets[:-1], tokens.lengths, prompt=prompt)
+        tokens = slices(tokens, tokens.offsets[:-1], tokens.lengths, prompt=prompt)
         order = np.argsort(tokens.lengths, kind="stable")
         size, accelerator = self.config.evaluation.batch_size, self.accelerator
         batches = [order[i : i + size] for i in range(0, len(order), size)]
@@ -167,12 +166,10 @@ class Evaluator:
         made = [_Made() for _ in searches]
         for rows in mine:
             started = time.perf_counter()
-            ids, mask = padded(tokens, rows, self.pad)
             inference = self.ranker.inference
-            input_ids = torch.from_numpy(ids).to(inference.device)
-            seen = torch.from_numpy(mask.astype(np.int64)).to(inference.device)
+            input_ids, seen = padded_tensors(tokens, rows, self.pad, inference.device)
             several = len(searches) > 1
-            shared = {"source": inference.encode(input_ids, seen)} if several else {}
+            shared = {"encoded": inference.encode(input_ids, seen)} if several else {}
             before = time.perf_counter() - started  # either search alone would take it, too
             for one, search in zip(made, searches, strict=True):
                 started = time.perf_counter()

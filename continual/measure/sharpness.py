@@ -12,7 +12,7 @@ weights, and the attention's matrices of one batch: fused attention has no secon
 
 import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from typing import Any, cast
+from typing import Any
 
 import numpy as np
 import torch
@@ -25,7 +25,7 @@ from continual.stream.stream import Stream
 from dsi.examples.batches import Batch
 from dsi.model.dsi_model import DSIModel
 from dsi.seeding import derive, numpy_rng
-from dsi.text.tokens import gather, padded, prompt_ids
+from dsi.text.tokens import pad_id, padded_tensors, prompt_ids, slices
 
 Losses = Callable[[], Iterable[Tensor]]
 """The loss in parts that add up to it, each with a graph of its own."""
@@ -79,21 +79,14 @@ def sample(config: RunConfig, stream: Stream, stage: int) -> list[Batch]:
     tokens = stream.tokens_at(stage)
     lengths = np.minimum(tokens.lengths_of(rows), evaluation.document_length)
     prompt = prompt_ids(stream.tokenizer, config.prompts.indexing)
-    heads = gather(tokens, tokens.offsets[rows], lengths, prompt=prompt)
+    heads = slices(tokens, tokens.offsets[rows], lengths, prompt=prompt)
     order = np.argsort(lengths, kind="stable")
-    pad = cast(int, stream.tokenizer.pad_token_id or 0)
+    pad = pad_id(stream.tokenizer)
     batches = []
     for start in range(0, len(order), evaluation.batch_size):
         own = order[start : start + evaluation.batch_size]
-        ids, mask = padded(heads, own, pad)
-        batches.append(
-            Batch(
-                torch.from_numpy(ids),
-                torch.from_numpy(mask.astype(np.int64)),
-                torch.from_numpy(rows[own]),
-                None,
-            )
-        )
+        ids, mask = padded_tensors(heads, own, pad)
+        batches.append(Batch(ids, mask, torch.from_numpy(rows[own]), None))
     return batches
 
 

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from continual.merging._base import Merging
+from dsi.settings import Settings, Share
 
 
 class Average(Merging):
@@ -18,15 +19,11 @@ class Average(Merging):
     """
 
     @dataclass(frozen=True)
-    class Config:
+    class Config(Settings):
         """Settings."""
 
-        new: float = 0.5
-        """Weight of the new stage, 0..1."""
-
-        def __post_init__(self):
-            if not 0 <= self.new <= 1:
-                raise ValueError("new: must lie between 0 and 1")
+        new: Share = 0.5
+        """Weight of the new stage."""
 
     def __init__(self, config: Config):
         super().__init__(config)

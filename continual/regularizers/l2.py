@@ -1,13 +1,16 @@
 """L2 distance to the previous stage's weights."""
 
 from dataclasses import dataclass
+from typing import Annotated
 
 import torch
+from annotated_types import Ge
 from torch import Tensor
 
 from continual.regularizers._base import Regularizer
 from continual.stream.view import StageView
 from dsi.model.dsi_model import DSIModel
+from dsi.settings import Settings
 
 
 class L2(Regularizer):
@@ -20,15 +23,11 @@ class L2(Regularizer):
     """
 
     @dataclass(frozen=True)
-    class Config:
+    class Config(Settings):
         """Settings."""
 
-        weight: float = 1.0
+        weight: Annotated[float, Ge(0)] = 1.0
         """Strength of the pull, per squared unit of weight; 0 turns it off."""
-
-        def __post_init__(self):
-            if self.weight < 0:
-                raise ValueError("weight: must not be negative")
 
     def __init__(self, config: Config):
         super().__init__(config)

@@ -1,12 +1,14 @@
 """Experience replay of true train queries: DSI++'s cl(.)+epsmem(.)."""
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Annotated, Literal
 
 import numpy as np
+from annotated_types import Ge
 
 from continual.replay._base import Replay
 from continual.stream.view import QueryPool, StageView
+from dsi.settings import Settings
 from dsi.text.tokens import Tokens
 
 
@@ -21,17 +23,13 @@ class EpisodicReplay(Replay):
     """
 
     @dataclass(frozen=True)
-    class Config:
+    class Config(Settings):
         """Settings."""
 
         documents: Literal["initial", "new", "seen"] = "initial"
         """Whose queries: D_0, the new corpus (oracle), or every corpus so far (oracle)."""
-        ratio: float = 32.0
-        """Indexing examples per replayed query (DSI++'s r: 32 sparse, 2 dense)."""
-
-        def __post_init__(self):
-            if self.ratio < 0:
-                raise ValueError("ratio: must not be negative; .inf turns replay off")
+        ratio: Annotated[float, Ge(0)] = 32.0
+        """Indexing examples per replayed query (DSI++'s r: 32 sparse, 2 dense); .inf: no replay."""
 
     def __init__(self, config: Config):
         super().__init__(config)

@@ -1,13 +1,13 @@
 """Generative memory: pseudo-queries stand in for the queries that later corpora lack."""
 
-import hashlib
 import json
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Literal, TypeAlias
+from typing import Annotated, Any, Literal, TypeAlias
 
 import numpy as np
+from annotated_types import Ge
 
 from continual.replay._base import Replay
 from continual.stream.stream import Stream
@@ -21,12 +21,14 @@ from dsi.files import (
     write_json,
     write_text,
 )
+from dsi.manifest import folder_checksum, text_hash
 from dsi.queries.cache import cached_generate
 from dsi.queries.generator import GeneratorConfig, QueryGenerator, share
 from dsi.queries.lexical import LexicalQueries
 from dsi.queries.quality import bm25_ranks, measure
-from dsi.queries.sampling import SamplingConfig
+from dsi.queries.sampling import DecodingConfig
 from dsi.seeding import derive
+from dsi.settings import Count, Settings, Share
 from dsi.text.tokens import LONGEST_QUERY, Tokens, tokenize, tokenizer_fingerprint
 
 Queries: TypeAlias = tuple[Tokens, np.ndarray]
@@ -44,39 +46,32 @@ class GenerativeReplay(Replay):
     """
 
     @dataclass(frozen=True)
-    class Config:
+    class Config(Settings):
         """Settings."""
 
         memory: Literal["lexical", "learned", "both"] = "lexical"
         """Who writes the pseudo-queries; both: half from each."""
         documents: Literal["initial", "new", "seen"] = "seen"
         """genmem(D_0), genmem(D_n) or genmem(U_n)."""
-        ratio: float = 32.0
-        """Indexing examples per replayed query (DSI++'s r: 32 sparse, 2 dense)."""
-        queries_per_document: int = 10
+        ratio: Annotated[float, Ge(0)] = 1.0
+        """Indexing examples per replayed query (DSI++'s r: 32 sparse, 2 dense); .inf: no replay."""
+        queries_per_document: Count = 20
         """How many different pseudo-queries a document has, of each writer."""
-        stored_queries: float = 0.0
-        """Share of the replay, 0..1, that is D_0's own train queries (DSI++: none)."""
-        first_stage: float = 0.0
+        stored_queries: Share = 0.3
+        """Share of the replay that is D_0's own train queries (DSI++: none)."""
+        first_stage: Annotated[float, Ge(0)] = 0.5
         """Weight of pseudo-queries in stage 0, where true queries weigh 1 (DSI++: none)."""
-        round_trip: int = 0
+        round_trip: Annotated[int, Ge(0)] = 0
         """Keep a pseudo-query only if BM25 returns its document within so many; 0 keeps all."""
         lexical: LexicalQueries.Config = LexicalQueries.Config()
         """Lengths and kinds of lexical queries."""
         generator: GeneratorConfig = GeneratorConfig()
         """The learned generator and its training."""
-        sampling: SamplingConfig = SamplingConfig()
+        sampling: DecodingConfig = DecodingConfig()
         """How the learned generator draws words."""
 
-        def __post_init__(self):
-            if self.ratio < 0:
-                raise ValueError("ratio: must not be negative; .inf turns replay off")
-            if self.queries_per_document < 1:
-                raise ValueError("queries_per_document: must be at least 1")
-            if not 0 <= self.stored_queries <= 1:
-                raise ValueError("stored_queries: must lie between 0 and 1")
-            if self.first_stage < 0 or self.round_trip < 0:
-                raise ValueError("first_stage: it and round_trip must not be negative")
+        def __post_init__(self) -> None:
+            super().__post_init__()
             self.generator.resolved()  # says now what could not be trained hours later
 
     def __init__(self, config: Config):
@@ -223,11 +218,11 @@ class GenerativeReplay(Replay):
             tokenizer_fingerprint(view.tokenizer),
             f"{stream.title} {stream.lowercase} {seed}",
             asdict(config.generator),
-            _checkpoint_hash(config.generator.source),
+            # a path alone would serve a changed checkpoint from the cache
+            folder_checksum(local) if (local := Path(config.generator.source)).is_dir() else None,
             asdict(config.sampling),
         ]
-        key = hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()[:32]
-        kept = cache_folder() / "generators" / key
+        kept = cache_folder() / "generators" / text_hash(json.dumps(identity, sort_keys=True))
         if (kept / "generator.json").exists():
             return QueryGenerator.load(kept)
         queries, documents = stream.train_pairs(0)
@@ -286,19 +281,6 @@ def _filtered(queries: list[list[str]], texts: list[str], k: int) -> list[list[s
             kept[number].append(query)
     # a document without any query left would never be rehearsed: it keeps its own
     return [own or before for own, before in zip(kept, queries, strict=True)]
-
-
-def _checkpoint_hash(source: str) -> str | None:
-    """What a local checkpoint holds: a path alone would serve a changed one from the cache."""
-    folder = Path(source)
-    if not folder.is_dir():
-        return None
-    digest = hashlib.sha256()
-    for path in sorted(p for p in folder.iterdir() if p.is_file()):
-        digest.update(path.name.encode())
-        with open(path, "rb") as file:
-            digest.update(hashlib.file_digest(file, "sha256").digest())
-    return digest.hexdigest()
 
 
 def _read(

@@ -13,12 +13,11 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import OutOfMemoryError, Tensor
 
+from dsi import manifest
 from dsi.errors import UserError
 from dsi.files import replace_atomically
-from dsi.manifest import checksum
 
 SCHEMA = 3
-MANIFEST = "manifest.json"
 
 
 @dataclass
@@ -54,8 +53,7 @@ def save(folder: Path, checkpoint: Checkpoint, keep: int) -> None:
             "values": checkpoint.values,
         }
         (target / "state.json").write_text(json.dumps(state), "utf-8")
-        sums = {path.name: checksum(path) for path in sorted(target.iterdir())}
-        (target / MANIFEST).write_text(_manifest(sums), "utf-8")
+        manifest.record(target)
 
     replace_atomically(folder / name, write)
     found = _all(folder)
@@ -142,27 +140,16 @@ def _misfit(tensors: dict[str, dict[str, Tensor]]) -> str | None:
     return None
 
 
-def _manifest(sums: dict[str, str]) -> str:
-    return json.dumps({"sha256": sums}, indent=1) + "\n"
-
-
 def _problem(path: Path) -> str | None:
     """What is wrong with a checkpoint's files; None when every checksum is right."""
+    if not (path / manifest.NAME).exists():
+        return f"{manifest.NAME} is missing"
     try:
-        text = (path / MANIFEST).read_text("utf-8")
-        sums = json.loads(text)["sha256"]
-        if text != _manifest(sums):
-            return f"{MANIFEST} has changed since it was written"
-        for name, expected in sums.items():
-            if Path(name).name != name or name == "..":
-                return f"{MANIFEST} names {name!r}, which is outside of the folder"
-            if checksum(path / name) != expected:
-                return f"{name} has changed since it was written"
-        if "state.json" not in sums:
-            return f"{MANIFEST} is incomplete"
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        missing = isinstance(error, FileNotFoundError) and error.filename
-        return f"{Path(missing).name} is missing" if missing else f"{MANIFEST} cannot be read"
+        manifest.verify(path)
+    except manifest.Changed as error:
+        return f"{error.path.name}: {error.what}"
+    except UserError:
+        return f"{manifest.NAME} cannot be read"
     return None
 
 

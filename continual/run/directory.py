@@ -17,7 +17,8 @@ from typing import Any
 import numpy as np
 import torch
 
-from continual.config.schema import RunConfig, dump
+from continual.config.loading import dump
+from continual.config.schema import RunConfig
 from continual.measure.evaluation import METRICS, CorpusResult
 from continual.measure.performance import summary
 from continual.run.lock import FILES as LOCK_FILES
@@ -50,9 +51,10 @@ WRITTEN = re.compile(
             r"config\.yaml|metrics\.jsonl",
             r"(manifest|environment|index|added|matrix|timing|forgetting_events)\.json",
             r"docids/(D\d+\.(tsv|safetensors)|report\.json)",
-            r"stages/\d+/(manifest|decoding|sharpness|memory_quality)\.json",
-            r"stages/\d+/((per_query|pseudo_queries)\.jsonl|run\.D\d+\.trec)",
-            rf"(tokenizer|docids/embedder(/model|/tokenizer)?|stages/\d+/(model|trie))/{_KINDS}",
+            r"stages/\d+/(manifest|index|decoding|sharpness|memory_quality)\.json",
+            r"stages/\d+/((per_query|pseudo_queries)\.jsonl|run\.D\d+\.trec|docids\.tsv)",
+            rf"(stages/\d+/)?tokenizer/{_KINDS}|stages/\d+/(model|trie)/{_KINDS}",
+            rf"docids/embedder(/model|/tokenizer)?/{_KINDS}",
             rf"generator(/model|/tokenizer)?/{_KINDS}|checkpoints/\d+-\d+(-end)?/{_KINDS}",
             r"nonfinite/batch\.(json|safetensors)|figures/(forgetting_curves|heatmap)_\w+\.png",
             r"figures/comparison\.png|wandb/.+",

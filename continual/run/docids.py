@@ -1,9 +1,9 @@
 """The docids of a run: made once per corpus, on the first process, written, and read ever after."""
 
-from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
+from accelerate import Accelerator
 from safetensors.numpy import load_file, save
 
 from continual.config.schema import RunConfig
@@ -21,19 +21,12 @@ from dsi.seeding import derive
 class Assignment:
     """A docid scheme over the stream, and the files that hold what it has assigned.
 
-    ``wait``: called where the other processes wait for the first one's files.
+    The first of the ``accelerator``'s processes assigns and writes, the others wait for its files.
     """
 
-    def __init__(
-        self,
-        config: RunConfig,
-        stream: Stream,
-        folder: Path,
-        is_main: bool,
-        wait: Callable[[], None],
-    ):
+    def __init__(self, config: RunConfig, stream: Stream, folder: Path, accelerator: Accelerator):
         self.config, self.stream, self.folder = config, stream, folder
-        self.is_main, self.wait = is_main, wait
+        self.accelerator = accelerator
         self.scheme = config.docids.build()
         self.corpora = 0
         """How many corpora have their docids."""
@@ -49,7 +42,7 @@ class Assignment:
         """Docids for the corpora up to D_stage that have none; ``embedder``: of D_0, once."""
         self._embedder = embedder or self._embedder
         for corpus in range(self.corpora, stage + 1):
-            if self.is_main:
+            if self.accelerator.is_main_process:
                 state_name = f"docids/{self._state_path(corpus).name}"
                 forget(self.folder, f"docids/D{corpus}.tsv", state_name, "docids/report.json")
                 documents = self._documents(corpus)
@@ -61,8 +54,8 @@ class Assignment:
                     write_bytes(self._state_path(corpus), save(state))
                 self._report(corpus)
                 record(self.folder, "docids")
-            self.wait()
-            if not self.is_main:
+            self.accelerator.wait_for_everyone()
+            if not self.accelerator.is_main_process:
                 self.read(corpus + 1)
             self.corpora = corpus + 1
 

@@ -18,10 +18,11 @@ from dsi.corpus.corpus import Corpus, check_stream, document_texts, read_corpus,
 from dsi.corpus.ids import take
 from dsi.errors import UserError
 from dsi.files import cache_folder, replace_atomically
+from dsi.manifest import text_hash
 from dsi.model.dropout import use_fast_dropout
 from dsi.model.dsi_model import DSIModel, from_checkpoint, from_scratch
 from dsi.seeding import derive
-from dsi.text.tokens import load_tokenizer, prompt_ids, train_tokenizer
+from dsi.text.tokens import load_tokenizer, pad_id, prompt_ids, train_tokenizer
 from dsi.text.views import has_words
 
 TOKENIZER_BYTES = 1 << 25  # of text that a tokenizer is trained on
@@ -39,7 +40,7 @@ class Material:
 def read_parts(
     config: RunConfig, added: Sequence[Mapping[str, Any]] = ()
 ) -> tuple[list[CorpusRows], list[str]]:
-    """The corpora D_0 .. D_n: those of the configuration, then those added to the run later."""
+    """The corpora D_0 .. D_n, and warnings: those of the configuration, then those added later."""
     arrivals, warnings = read_arrivals(config, added)
     return arrivals.parts, warnings
 
@@ -142,7 +143,7 @@ def make_model(
         num_heads=model.num_heads,
         dropout_rate=model.dropout,
         embedding_std=model.embedding_std,
-        pad_token_id=cast(int, tokenizer.pad_token_id or 0),
+        pad_token_id=pad_id(tokenizer),
         eos_token_id=cast(int, tokenizer.eos_token_id or 1),
         code_sizes=code_sizes,
         shared_codes=shared_codes,
@@ -174,8 +175,7 @@ def _trained(config: RunConfig, first: CorpusRows) -> PreTrainedTokenizerFast:
     lengths = call_function("binary_length", [first.corpus.documents["text"]]).to_numpy()
     step = max(1, math.ceil(int(lengths[first.rows].sum()) / TOKENIZER_BYTES))
     settings += f":every {step}" if step > 1 else ""
-    key = hashlib.sha256(f"{settings}:{rows}".encode()).hexdigest()[:32]
-    folder = cache_folder() / "tokenizers" / key
+    folder = cache_folder() / "tokenizers" / text_hash(f"{settings}:{rows}")
     if not (folder / "tokenizer.json").exists():
 
         def texts() -> Iterator[str]:

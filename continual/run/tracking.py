@@ -10,7 +10,7 @@ from typing import Any
 
 from accelerate import Accelerator
 
-from continual.config.registry import to_plain
+from continual.config.parsing import to_plain
 from continual.config.schema import RunConfig
 from continual.run import directory
 from dsi.errors import UserError, printable

@@ -8,6 +8,8 @@ import torch
 from torch import Tensor
 
 from continual.component import Component
+from dsi.errors import UserError
+from dsi.settings import Count, NotNegative, Settings
 
 if TYPE_CHECKING:
     from continual.stream.view import StageView
@@ -44,27 +46,26 @@ class Step:
 
 
 @dataclass(frozen=True, kw_only=True)
-class SharpnessConfig:
+class SharpnessConfig(Settings):
     """Settings that every member has."""
 
-    rho: float = 0.05
+    rho: NotNegative = 0.05
     """Radius of the perturbation in weight space; 0: plain training, bit for bit."""
     phase: Literal["off", "first", "later", "all"] = "all"
     """Stages in which it is used: none, only D_0, only after D_0, every one."""
     sync: Literal["global", "local"] = "global"
     """global: one perturbation per update, from the gradient of all ranks. local: each rank's (or
     each ``m`` examples') own perturbation, the descent gradients averaged (m-sharpness)."""
-    m: int | None = None
+    m: Count | None = None
     """Examples per perturbation under ``sync: local``; null: a rank's share of the update. With a
     number the result does not depend on how many devices there are."""
     ascent_penalty: bool = False
     """Whether a regularizer's penalty is part of the loss that is perturbed."""
 
     def __post_init__(self) -> None:
-        if not 0 <= self.rho < float("inf"):
-            raise ValueError("rho: must not be negative or infinite; 0 turns it off")
-        if self.m is not None and (self.m < 1 or self.sync != "local"):
-            raise ValueError("m: needs sync: local and at least one example")
+        super().__post_init__()
+        if self.m is not None and self.sync != "local":
+            raise UserError("m: is for sync: local; set that, or leave m out")
 
 
 class Policy(Component):

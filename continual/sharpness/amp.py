@@ -14,6 +14,7 @@ from continual.sharpness._policy import (
     ratio,
     times,
 )
+from dsi.settings import Count, NotNegative, Positive
 
 
 class AMP(Policy):
@@ -35,19 +36,12 @@ class AMP(Policy):
     class Config(SharpnessConfig):
         """Settings."""
 
-        rho: float = 0.5
+        rho: NotNegative = 0.5
         """Largest norm of a tensor's perturbation; 0: plain training."""
-        zeta: float = 1.0
+        zeta: Positive = 1.0
         """Step up, per gradient."""
-        ascents: int = 1
+        ascents: Count = 1
         """Steps up."""
-
-        def __post_init__(self) -> None:
-            super().__post_init__()
-            if not 0 < self.zeta < float("inf"):
-                raise ValueError("zeta: must be a number above zero")
-            if self.ascents < 1:
-                raise ValueError("ascents: must be at least 1; for plain training use rho: 0")
 
     def passes(self, update: int) -> int:
         """One per ascent, and the descent."""

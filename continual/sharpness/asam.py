@@ -14,6 +14,7 @@ from continual.sharpness._policy import (
     ratio,
     times,
 )
+from dsi.settings import NotNegative
 
 
 def adaptive(
@@ -43,15 +44,10 @@ class ASAM(Policy):
     class Config(SharpnessConfig):
         """Settings."""
 
-        rho: float = 0.5
+        rho: NotNegative = 0.5
         """Radius in units of the weights' own size; 0: plain training."""
-        eta: float = 0.01
+        eta: NotNegative = 0.01
         """Added to every size, so that weights near zero move too."""
-
-        def __post_init__(self) -> None:
-            super().__post_init__()
-            if not 0 <= self.eta < float("inf"):
-                raise ValueError("eta: must be a number that is not negative")
 
     def perturbation(self, step: Step) -> Displacement:
         """Along the gradient, every weight by its size squared."""

@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 
 from continual.sharpness._policy import Displacement, Policy, SharpnessConfig, Step, along, norm
+from dsi.settings import NotNegative
 
 
 class AWP(Policy):
@@ -19,7 +20,7 @@ class AWP(Policy):
     class Config(SharpnessConfig):
         """Settings."""
 
-        rho: float = 0.005
+        rho: NotNegative = 0.005
         """Norm of a matrix' perturbation as a share of the matrix' own; 0: plain training."""
 
     def perturbation(self, step: Step) -> Displacement:

@@ -6,6 +6,7 @@ from torch import Tensor
 
 from continual.sharpness._policy import Displacement, Policy, SharpnessConfig, Step, plus
 from continual.sharpness.gam import climb
+from dsi.settings import NotNegative
 
 
 class CFlat(Policy):
@@ -27,15 +28,10 @@ class CFlat(Policy):
     class Config(SharpnessConfig):
         """Settings."""
 
-        rho: float = 0.2
+        rho: NotNegative = 0.2
         """Radius of every ascent; 0: plain training."""
-        lam: float = 0.2
+        lam: NotNegative = 0.2
         """Weight of the gradient norm."""
-
-        def __post_init__(self) -> None:
-            super().__post_init__()
-            if not 0 <= self.lam < float("inf"):
-                raise ValueError("lam: must be a number that is not negative; 0 is SAM")
 
     def passes(self, update: int) -> int:
         """Four."""

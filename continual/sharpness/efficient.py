@@ -1,6 +1,9 @@
 """Efficient SAM: some tensors go up, some examples go down."""
 
 from dataclasses import dataclass
+from typing import Annotated
+
+from annotated_types import Gt, Le
 
 from continual.sharpness._policy import (
     Displacement,
@@ -30,16 +33,10 @@ class EfficientSAM(Policy):
     class Config(SharpnessConfig):
         """Settings."""
 
-        weights: float = 0.6
-        """Probability that a tensor is perturbed, above 0 to 1."""
-        examples: float = 0.5
-        """Share of the batch that the update descends, above 0 to 1."""
-
-        def __post_init__(self) -> None:
-            super().__post_init__()
-            for key in ("weights", "examples"):
-                if not 0 < getattr(self, key) <= 1:
-                    raise ValueError(f"{key}: must be above 0 and at most 1; 1 is all of them")
+        weights: Annotated[float, Gt(0), Le(1)] = 0.6
+        """Probability that a tensor is perturbed."""
+        examples: Annotated[float, Gt(0), Le(1)] = 0.5
+        """Share of the batch that the update descends."""
 
     def descent_share(self) -> float:
         """As configured."""

@@ -11,6 +11,7 @@ from continual.sharpness._policy import (
     ratio,
     times,
 )
+from dsi.settings import NotNegative
 
 
 class FisherSAM(Policy):
@@ -29,15 +30,10 @@ class FisherSAM(Policy):
     class Config(SharpnessConfig):
         """Settings."""
 
-        rho: float = 0.1
+        rho: NotNegative = 0.1
         """Radius of the ball; 0: plain training."""
-        eta: float = 0.1
+        eta: NotNegative = 0.1
         """Weight of the Fisher information against a constant 1."""
-
-        def __post_init__(self) -> None:
-            super().__post_init__()
-            if not 0 <= self.eta < float("inf"):
-                raise ValueError("eta: must be a number that is not negative; 0 is SAM")
 
     def perturbation(self, step: Step) -> Displacement:
         """Along the natural gradient."""

@@ -2,8 +2,10 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Annotated
 
 import torch
+from annotated_types import Gt, Le
 from torch import Tensor
 
 from continual.sharpness._policy import (
@@ -16,6 +18,7 @@ from continual.sharpness._policy import (
     times,
 )
 from continual.sharpness._remember import Remembering
+from dsi.settings import Count
 
 
 class FisherMaskSAM(Remembering):
@@ -35,19 +38,12 @@ class FisherMaskSAM(Remembering):
     class Config(SharpnessConfig):
         """Settings."""
 
-        keep: float = 0.1
-        """Share of all weights in the mask, above 0 to 1; at least one weight."""
-        refresh: int = 100
+        keep: Annotated[float, Gt(0), Le(1)] = 0.1
+        """Share of all weights in the mask; at least one weight."""
+        refresh: Count = 100
         """Updates that a mask is used for; the first one of a stage draws anew."""
         renormalise: bool = True
         """Whether the length is rho; false: divided by the norm of the whole gradient."""
-
-        def __post_init__(self) -> None:
-            super().__post_init__()
-            if not 0 < self.keep <= 1:
-                raise ValueError("keep: must be above 0 and at most 1; 1 keeps every weight")
-            if self.refresh < 1:
-                raise ValueError("refresh: must be at least 1; 1 draws a mask at every update")
 
     def perturbation(self, step: Step) -> Displacement:
         """Along the gradient within the mask."""

@@ -1,9 +1,13 @@
 """Friendly SAM: ascend along what is particular to the batch."""
 
 from dataclasses import dataclass
+from typing import Annotated
+
+from annotated_types import Ge, Lt
 
 from continual.sharpness._policy import Displacement, SharpnessConfig, Step, along
 from continual.sharpness._remember import Remembering
+from dsi.settings import NotNegative
 
 
 class FriendlySAM(Remembering):
@@ -22,17 +26,10 @@ class FriendlySAM(Remembering):
     class Config(SharpnessConfig):
         """Settings."""
 
-        sigma: float = 1.0
+        sigma: NotNegative = 1.0
         """How much of the moving average is taken off the gradient."""
-        decay: float = 0.9
-        """What the moving average keeps of itself per update, 0..1 without 1."""
-
-        def __post_init__(self) -> None:
-            super().__post_init__()
-            if not 0 <= self.sigma < float("inf"):
-                raise ValueError("sigma: must be a number that is not negative; 0 is SAM")
-            if not 0 <= self.decay < 1:
-                raise ValueError("decay: must be at least 0 and below 1")
+        decay: Annotated[float, Ge(0), Lt(1)] = 0.9
+        """What the moving average keeps of itself per update."""
 
     def perturbation(self, step: Step) -> Displacement:
         """Along the gradient without its moving average."""

@@ -15,6 +15,7 @@ from continual.sharpness._policy import (
     ratio,
     times,
 )
+from dsi.settings import NotNegative
 
 
 def climb(step: Step, inner: float, outer: float) -> Displacement:
@@ -53,24 +54,18 @@ class GAM(Policy):
     class Config(SharpnessConfig):
         """Settings."""
 
-        rho: float = 0.2
+        rho: NotNegative = 0.2
         """Radius of the ascent on the gradient's norm; 0: plain training."""
-        inner: float = 0.02
+        inner: NotNegative = 0.02
         """Radius of the ascents on the loss."""
-        b1: float = 1.0
+        b1: NotNegative = 1.0
         """Weight of ``g1``, the ascent from the weights."""
-        b2: float = 1.0
+        b2: NotNegative = 1.0
         """Weight of ``g2``, where the gradient is largest."""
-        b3: float = 1.0
+        b3: NotNegative = 1.0
         """Weight of ``g3``, the ascent from there."""
-        gamma: float = 0.03
+        gamma: NotNegative = 0.03
         """How much of P's part orthogonal to D is taken off."""
-
-        def __post_init__(self) -> None:
-            super().__post_init__()
-            for key in ("inner", "b1", "b2", "b3", "gamma"):
-                if not 0 <= getattr(self, key) < float("inf"):
-                    raise ValueError(f"{key}: must be a number that is not negative")
 
     def passes(self, update: int) -> int:
         """Four."""

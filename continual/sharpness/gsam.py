@@ -15,6 +15,7 @@ from continual.sharpness._policy import (
     ratio,
     times,
 )
+from dsi.settings import NotNegative
 
 
 class GSAM(Policy):
@@ -34,17 +35,10 @@ class GSAM(Policy):
     class Config(SharpnessConfig):
         """Settings."""
 
-        alpha: float = 0.4
+        alpha: NotNegative = 0.4
         """Weight of the orthogonal part."""
-        rho_min: float | None = None
+        rho_min: NotNegative | None = None
         """Radius at learning rate zero; null: ``rho`` throughout."""
-
-        def __post_init__(self) -> None:
-            super().__post_init__()
-            if not 0 <= self.alpha < float("inf"):
-                raise ValueError("alpha: must not be negative or infinite")
-            if self.rho_min is not None and not 0 <= self.rho_min < float("inf"):
-                raise ValueError("rho_min: must not be negative or infinite")
 
     def perturbation(self, step: Step) -> Displacement:
         """Along the gradient, by the radius of this learning rate."""

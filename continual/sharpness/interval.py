@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 
 from continual.sharpness.sam import SAM
+from dsi.settings import Count
 
 
 class IntervalSAM(SAM):
@@ -19,13 +20,8 @@ class IntervalSAM(SAM):
     class Config(SAM.Config):
         """Settings."""
 
-        interval: int = 5
+        interval: Count = 5
         """Updates from one SAM update to the next."""
-
-        def __post_init__(self) -> None:
-            super().__post_init__()
-            if self.interval < 1:
-                raise ValueError("interval: must be at least 1; 1 is SAM")
 
     def passes(self, update: int) -> int:
         """Two at every interval."""

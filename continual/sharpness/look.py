@@ -16,6 +16,7 @@ from continual.sharpness._policy import (
     ratio,
 )
 from continual.sharpness._remember import Remembering
+from dsi.settings import Count, NotNegative
 
 
 class LookSAM(Remembering):
@@ -37,17 +38,10 @@ class LookSAM(Remembering):
     class Config(SharpnessConfig):
         """Settings."""
 
-        interval: int = 5
+        interval: Count = 5
         """Updates from one SAM update to the next."""
-        alpha: float = 0.7
+        alpha: NotNegative = 0.7
         """Length of what is added in between, as a share of the gradient's."""
-
-        def __post_init__(self) -> None:
-            super().__post_init__()
-            if self.interval < 1:
-                raise ValueError("interval: must be at least 1; 1 is SAM")
-            if not 0 <= self.alpha < float("inf"):
-                raise ValueError("alpha: must be a number that is not negative")
 
     def passes(self, update: int) -> int:
         """Two at every interval, and while there is nothing to reuse."""

@@ -1,6 +1,9 @@
 """SAM with the ascent on a part of the batch."""
 
 from dataclasses import dataclass
+from typing import Annotated
+
+from annotated_types import Gt, Le
 
 from continual.sharpness.sam import SAM
 
@@ -19,13 +22,8 @@ class MicroSAM(SAM):
     class Config(SAM.Config):
         """Settings."""
 
-        share: float = 0.25
-        """Share of the batch that the first pass sees, above 0 to 1."""
-
-        def __post_init__(self) -> None:
-            super().__post_init__()
-            if not 0 < self.share <= 1:
-                raise ValueError("share: must be above 0 and at most 1; 1 is SAM")
+        share: Annotated[float, Gt(0), Le(1)] = 0.25
+        """Share of the batch that the first pass sees."""
 
     def ascent_share(self) -> float:
         """As configured."""

@@ -9,6 +9,7 @@ from torch import Tensor
 from continual.sharpness._policy import Displacement, SharpnessConfig, Step, along
 from continual.sharpness._remember import Remembering
 from continual.sharpness.asam import adaptive
+from dsi.settings import NotNegative, Positive
 
 if TYPE_CHECKING:
     from continual.stream.view import StageView
@@ -35,19 +36,14 @@ class TRAM(Remembering):
     class Config(SharpnessConfig):
         """Settings."""
 
-        rho: float = 0.5
+        rho: NotNegative = 0.5
         """Largest radius; 0: plain training."""
         reference: Literal["previous_step", "previous_stage", "noise"] = "previous_step"
         """What the outputs are compared with."""
-        noise: float = 0.1
+        noise: Positive = 0.1
         """Standard deviation of the noise under ``reference: noise``."""
         adaptive: bool = False
         """Whether a weight's radius is in proportion to its size."""
-
-        def __post_init__(self) -> None:
-            super().__post_init__()
-            if not 0 < self.noise < float("inf"):
-                raise ValueError("noise: must be a number above zero")
 
     def begin_stage(self, view: "StageView") -> None:
         """Keep the stage's start, if that is the reference."""

@@ -1,8 +1,10 @@
 """Weighted SAM: sharpness as a term with a weight of its own."""
 
 from dataclasses import dataclass
+from typing import Annotated
 
 import torch
+from annotated_types import Ge, Lt
 from torch import Tensor
 
 from continual.sharpness._policy import Displacement, Policy, SharpnessConfig, Step, along
@@ -27,15 +29,10 @@ class WSAM(Policy):
     class Config(SharpnessConfig):
         """Settings."""
 
-        gamma: float = 0.9
-        """Weight of sharpness, 0..1 without 1."""
+        gamma: Annotated[float, Ge(0), Lt(1)] = 0.9
+        """Weight of sharpness."""
         decoupled: bool = False
         """Whether the sharpness term goes past the base optimizer."""
-
-        def __post_init__(self) -> None:
-            super().__post_init__()
-            if not 0 <= self.gamma < 1:
-                raise ValueError("gamma: must be at least 0 and below 1; 0.5 is SAM")
 
     def perturbation(self, step: Step) -> Displacement:
         """SAM's."""

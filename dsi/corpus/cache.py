@@ -32,6 +32,7 @@ from dsi.corpus.records import (
 from dsi.corpus.sources import Source
 from dsi.errors import UserError
 from dsi.files import replace_atomically, write_json
+from dsi.manifest import checksum, text_hash
 
 SCHEMA = 3
 """Part of the key: raise it when what is stored, checked or hashed changes."""
@@ -99,13 +100,12 @@ def _cache_key(source: Source, deduplicate: str) -> str:
     for name, path in source.files.items():
         # the same bytes are a corpus in one file, and a mistake in another that claims to be gz
         parts += [name, str(path.suffix == ".gz"), _checksum(path)]
-    return hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:32]
+    return text_hash(json.dumps(parts))
 
 
 def _checksum(path: Path) -> str:
     try:
-        with open(path, "rb") as file:
-            return hashlib.file_digest(file, "blake2b").hexdigest()  # twice as fast as SHA-256
+        return checksum(path, "blake2b")  # twice as fast as SHA-256
     except OSError as error:
         text = f"cannot be read ({error.strerror}); check the path and its permissions"
         raise problem(path, None, text) from None

@@ -12,6 +12,7 @@ import numpy as np
 
 from dsi.docids._scheme import NewDocuments
 from dsi.docids._text import TextScheme
+from dsi.settings import Count, Settings
 from dsi.text.views import STOP_WORDS
 
 WORD = re.compile(r"\w+")
@@ -26,18 +27,13 @@ class Keyword(TextScheme):
     """
 
     @dataclass(frozen=True)
-    class Config:
+    class Config(Settings):
         """How many words, and how much of them is written."""
 
-        keywords: int = 4
+        keywords: Count = 4
         """Words at most."""
-        max_length: int = 12
+        max_length: Count = 12
         """Tokens at most, the end not counted."""
-
-        def __post_init__(self) -> None:
-            for name in ("keywords", "max_length"):
-                if getattr(self, name) < 1:
-                    raise ValueError(f"{name}: must be 1 or more, got {getattr(self, name)}")
 
     def __init__(self, config: Any = None):
         super().__init__(config)

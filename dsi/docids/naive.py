@@ -1,11 +1,13 @@
 """Naively structured docids: the document's number, digit by digit (DSI section 3.2)."""
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Annotated
 
 import numpy as np
+from annotated_types import Ge
 
 from dsi.docids._scheme import NewDocuments, Scheme
+from dsi.settings import Settings
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
@@ -19,15 +21,11 @@ class Naive(Scheme):
     """
 
     @dataclass(frozen=True)
-    class Config:
+    class Config(Settings):
         """How a number is written."""
 
-        base: int = 10
-        """Digits to choose from at each position, 2 or more."""
-
-        def __post_init__(self) -> None:
-            if self.base < 2:
-                raise ValueError(f"base: must be 2 or more, got {self.base}")
+        base: Annotated[int, Ge(2)] = 10
+        """Digits to choose from at each position."""
 
     @property
     def code_sizes(self) -> list[int]:

@@ -4,8 +4,10 @@ Shape legend: N documents, M new documents, T docid length, D width of one group
 """
 
 from dataclasses import dataclass, fields
+from typing import Annotated
 
 import numpy as np
+from annotated_types import Ge
 
 from dsi.docids._clustering import (
     SAME,
@@ -20,6 +22,7 @@ from dsi.docids._scheme import NewDocuments, Scheme
 from dsi.embeddings import EmbeddingConfig
 from dsi.errors import UserError
 from dsi.seeding import derive
+from dsi.settings import Count, Settings
 
 
 class Product(Scheme):
@@ -51,26 +54,18 @@ class Product(Scheme):
     """
 
     @dataclass(frozen=True)
-    class Config:
+    class Config(Settings):
         """Incremental product quantisation."""
 
-        groups: int = 3
+        groups: Count = 3
         """Groups of dimensions: positions, without the last one that tells equal codes apart."""
-        codes: int | None = None
+        codes: Annotated[int, Ge(2)] | None = None
         """Codes per group for the first corpus; null: a power of two near the square root of D_0,
         at most 256."""
-        new_codes: int = 16
+        new_codes: Annotated[int, Ge(0)] = 16
         """Codes that one extension may add to a group."""
         embedding: EmbeddingConfig = EmbeddingConfig()
         """Where the vectors come from."""
-
-        def __post_init__(self) -> None:
-            if self.groups < 1:
-                raise ValueError(f"groups: must be above zero, got {self.groups}")
-            if self.codes is not None and self.codes < 2:
-                raise ValueError(f"codes: must be at least 2, got {self.codes}")
-            if self.new_codes < 0:
-                raise ValueError(f"new_codes: must not be negative, got {self.new_codes}")
 
     suffix = True
 

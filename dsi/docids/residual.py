@@ -4,8 +4,10 @@ Shape legend: N documents, M new documents, T docid length, D width of a vector,
 """
 
 from dataclasses import dataclass
+from typing import Annotated
 
 import numpy as np
+from annotated_types import Ge
 
 from dsi.docids._clustering import (
     fitting_codes,
@@ -18,6 +20,7 @@ from dsi.docids._clustering import (
 from dsi.docids._scheme import NewDocuments, Scheme
 from dsi.embeddings import EmbeddingConfig
 from dsi.seeding import derive
+from dsi.settings import Count, Settings
 
 
 class Residual(Scheme):
@@ -35,21 +38,15 @@ class Residual(Scheme):
     """
 
     @dataclass(frozen=True)
-    class Config:
+    class Config(Settings):
         """Residual quantisation."""
 
-        positions: int = 3
+        positions: Count = 3
         """Positions of codes, without the last one that tells equal sequences apart."""
-        codes: int | None = None
+        codes: Annotated[int, Ge(2)] | None = None
         """Codes per position; null: a power of two near the square root of D_0, at most 256."""
         embedding: EmbeddingConfig = EmbeddingConfig()
         """Where the vectors come from."""
-
-        def __post_init__(self) -> None:
-            if self.positions < 1:
-                raise ValueError(f"positions: must be above zero, got {self.positions}")
-            if self.codes is not None and self.codes < 2:
-                raise ValueError(f"codes: must be at least 2, got {self.codes}")
 
     suffix = True
 

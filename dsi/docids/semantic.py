@@ -5,13 +5,16 @@ tree, K children of a node.
 """
 
 from dataclasses import dataclass
+from typing import Annotated
 
 import numpy as np
+from annotated_types import Ge
 
 from dsi.docids._clustering import kmeans, numbers_within, one_thread, read_vectors
 from dsi.docids._scheme import NewDocuments, Scheme
 from dsi.embeddings import EmbeddingConfig
 from dsi.seeding import derive
+from dsi.settings import Count, Settings
 
 _MAX_DEPTH = 32  # vectors of exponentially growing distance lose one outlier per level
 _BLOCK = 1 << 20  # differences held at once
@@ -30,21 +33,15 @@ class Semantic(Scheme):
     """
 
     @dataclass(frozen=True)
-    class Config:
+    class Config(Settings):
         """A tree of clusters."""
 
-        k: int = 10
+        k: Annotated[int, Ge(2)] = 10
         """Clusters per node."""
-        c: int = 100
+        c: Count = 100
         """Documents of a leaf, at most, when the tree is made."""
         embedding: EmbeddingConfig = EmbeddingConfig()
         """Where the vectors come from."""
-
-        def __post_init__(self) -> None:
-            if self.k < 2:
-                raise ValueError(f"k: must be at least 2, got {self.k}")
-            if self.c < 1:
-                raise ValueError(f"c: must be above zero, got {self.c}")
 
     def __init__(self, config: "Semantic.Config | None" = None):
         super().__init__(config)

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 
 from dsi.docids._scheme import NewDocuments
 from dsi.docids._text import TextScheme
+from dsi.settings import Count, Settings
 
 
 class Title(TextScheme):
@@ -15,15 +16,11 @@ class Title(TextScheme):
     """
 
     @dataclass(frozen=True)
-    class Config:
+    class Config(Settings):
         """How much of a title is written."""
 
-        max_length: int = 12
+        max_length: Count = 12
         """Tokens at most, the end not counted."""
-
-        def __post_init__(self) -> None:
-            if self.max_length < 1:
-                raise ValueError(f"max_length: must be 1 or more, got {self.max_length}")
 
     def phrases(self, documents: NewDocuments) -> Iterable[str]:
         return documents.titles()

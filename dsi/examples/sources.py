@@ -11,7 +11,7 @@ from typing import Protocol
 import numpy as np
 
 from dsi.seeding import numpy_rng
-from dsi.text.tokens import Tokens, gather
+from dsi.text.tokens import Tokens, slices
 from dsi.text.views import View
 
 
@@ -111,7 +111,7 @@ class DocumentSource:
     def take(self, start: int, count: int) -> Examples:
         documents = self.sampler.take(start, count)
         spans = self.view.spans(self.tokens, documents, numpy_rng(self.seed, "view", start))
-        return Examples(gather(self.tokens, *spans, prompt=self.prompt), documents)
+        return Examples(slices(self.tokens, *spans, prompt=self.prompt), documents)
 
 
 @dataclass
@@ -135,14 +135,14 @@ class TextSource:
         documents = self.sampler.take(start, count)
         rng = numpy_rng(self.seed, "view", start)
         spans = self.view.spans(self.tokens, documents, rng)
-        text = gather(self.tokens, *spans)
+        text = slices(self.tokens, *spans)
         if len(self.sentinels) == 0:
             # the docid vector goes in front of the prompt; an empty prompt still needs one token
             prompt = self.prompt if len(self.prompt) else np.array([self.end])
             inputs = Tokens.of_lengths(np.tile(prompt, count), np.full(count, len(prompt)))
             return Examples(inputs, documents, _ended(text, self.end))
         source, target = corrupt(text, self.sentinels, self.end, rng)
-        inputs = gather(source, source.offsets[:-1], source.lengths, prompt=self.prompt)
+        inputs = slices(source, source.offsets[:-1], source.lengths, prompt=self.prompt)
         return Examples(inputs, documents, target)
 
 
@@ -165,7 +165,7 @@ class QuerySource:
     def take(self, start: int, count: int) -> Examples:
         rows = self._cycle.take(start, count)
         starts, lengths = self.tokens.offsets[rows], self.tokens.lengths_of(rows)
-        inputs = gather(self.tokens, starts, lengths, prompt=self.prompt)
+        inputs = slices(self.tokens, starts, lengths, prompt=self.prompt)
         return Examples(inputs, self.documents[rows], extras=_rows(self.extras, rows))
 
 
@@ -193,7 +193,7 @@ class QueriesOfDocuments:
         rng = numpy_rng(self.seed, "query of document", start)
         rows = self._order[rng.integers(low, high)]
         starts, lengths = self.tokens.offsets[rows], self.tokens.lengths_of(rows)
-        inputs = gather(self.tokens, starts, lengths, prompt=self.prompt)
+        inputs = slices(self.tokens, starts, lengths, prompt=self.prompt)
         return Examples(inputs, documents, extras=_rows(self.extras, rows))
 
 

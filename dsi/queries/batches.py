@@ -17,7 +17,7 @@ SHORTEST, LONGEST = 4, 16  # tokens of a span: as long as queries
 WINDOW = 16  # batches that are sorted by length together
 
 
-class Batch(NamedTuple):
+class PairBatch(NamedTuple):
     """Token ids of documents and queries; ``owner[p]`` is the document that query p asks for."""
 
     sources: list[np.ndarray]
@@ -31,7 +31,7 @@ def pair_batches(
     document_P: np.ndarray,
     batch_size: int,
     seed: int,
-) -> Iterator[Batch]:
+) -> Iterator[PairBatch]:
     """Batches of about ``batch_size`` pairs: target p belongs to source ``document_P[p]``.
 
     Every pair once per epoch. A window of batches is sorted by document length and the batches
@@ -54,7 +54,7 @@ def pair_batches(
             window.sort(key=lambda item: len(sources[int(document_P[item[0]])]))
             batches = list(_groups(window, batch_size))
             for b in map(int, rng.permutation(len(batches))):
-                yield Batch(
+                yield PairBatch(
                     [sources[int(document_P[item[0]])] for item in batches[b]],
                     [targets[int(p)] for item in batches[b] for p in item],
                     np.repeat(np.arange(len(batches[b])), [len(item) for item in batches[b]]),
@@ -64,7 +64,7 @@ def pair_batches(
 
 def copy_batches(
     sources: Sequence[np.ndarray], batch_size: int, longest: int, seed: int
-) -> Iterator[Batch]:
+) -> Iterator[PairBatch]:
     """Batches of document -> random span of it, at most ``longest`` tokens with the end token.
 
     The span's first tokens have to be guessed, all others can be read off the document: the
@@ -86,7 +86,7 @@ def copy_batches(
                 start = int(rng.integers(0, len(body) - length + 1))
                 targets.append(np.concatenate([body[start : start + length], end]))
             owner = np.repeat(np.arange(len(rows)), SPANS)
-            yield Batch([sources[row] for row in rows], targets, owner)
+            yield PairBatch([sources[row] for row in rows], targets, owner)
         epoch += 1
 
 

@@ -5,7 +5,6 @@ Layout: CACHE/pseudo-queries/FINGERPRINT/SETTINGS/*.jsonl, one line per document
 holds; readers take every shard, so runs may share a cache.
 """
 
-import hashlib
 import json
 import time
 import zlib
@@ -15,6 +14,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from dsi.files import cache_folder, write_text
+from dsi.manifest import text_hash
 from dsi.queries.generator import share
 
 SHARD = 5_000  # documents: what an interrupted run can lose
@@ -41,11 +41,6 @@ class Generator(Protocol):
         ...
 
 
-def document_hash(text: str) -> str:
-    """sha256 of the text, 32 hex digits: the document's key wherever its content is meant."""
-    return hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()[:32]
-
-
 def cached_generate(
     generator: Generator,
     texts: Sequence[str],
@@ -61,12 +56,12 @@ def cached_generate(
     """``generator.generate`` for the documents that are not on disk yet; the rest is read.
 
     An entry holds for one generator (fingerprint), text, key, count, sampling and seed. ``keys``
-    default to :func:`document_hash`. ``cache`` defaults to ``$DSI_CACHE`` or
+    default to :func:`dsi.manifest.text_hash` of the texts. ``cache`` defaults to ``$DSI_CACHE`` or
     ``~/.cache/dsi-continual``. A line that is cut off or altered is left out and made again.
     With ``accelerator`` the main process reads and writes, all processes generate. ``report`` is
     told how many documents were read and made, and the queries per second of those made.
     """
-    hashes = [document_hash(text) for text in texts]
+    hashes = [text_hash(text) for text in texts]
     keys = hashes if keys is None else keys
     folder = _folder(generator, count, seed, cache)
     main = accelerator is None or accelerator.is_main_process
@@ -92,7 +87,7 @@ def cached_generate(
                 _line(pair[0], pair[1], queries) for pair, queries in zip(part, made, strict=True)
             ]
             content = "".join(line + "\n" for line in lines)
-            write_text(folder / f"{document_hash(content)}.jsonl", content)
+            write_text(folder / f"{text_hash(content)}.jsonl", content)
     if report is not None:
         report(
             {
@@ -109,7 +104,7 @@ def cached_generate(
 def _folder(generator: Generator, count: int, seed: int, cache: Path | None) -> Path:
     sampling = getattr(generator, "sampling", None)
     settings = [asdict(sampling) if sampling else None, count, seed]
-    name = hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:32]
+    name = text_hash(json.dumps(settings, sort_keys=True))
     return (cache or cache_folder()) / "pseudo-queries" / generator.fingerprint()[:32] / name
 
 

@@ -27,12 +27,12 @@ from transformers import (
 
 from dsi.errors import UserError
 from dsi.files import as_written, replace_atomically
-from dsi.queries.batches import Batch, copy_batches, pair_batches
+from dsi.queries.batches import PairBatch, copy_batches, pair_batches
 from dsi.queries.copy_bias import Copying, idf
 from dsi.queries.generator_model import GeneratorConfig, pretrained, scratch
-from dsi.queries.sampling import SamplingConfig, sample_tokens
+from dsi.queries.sampling import DecodingConfig, sample_tokens
 from dsi.seeding import derive, numpy_rng
-from dsi.text.tokens import load_tokenizer, tokenize, tokenizer_fingerprint
+from dsi.text.tokens import Tokens, load_tokenizer, padded_tensors, tokenize, tokenizer_fingerprint
 
 BLOCK = 16  # documents are padded to multiples of this: a document's shape is its own
 MOST_ROWS = (2048, 16_384)  # samples of one batch, on a processor and on a GPU
@@ -51,12 +51,12 @@ class QueryGenerator:
         model: T5ForConditionalGeneration | MT5ForConditionalGeneration,
         tokenizer: PreTrainedTokenizerFast,
         config: GeneratorConfig,
-        sampling: SamplingConfig | None = None,
+        sampling: DecodingConfig | None = None,
     ) -> None:
         self.model = model.eval()
         self.tokenizer = tokenizer
         self.config = config.resolved()
-        self.sampling = sampling or SamplingConfig()
+        self.sampling = sampling or DecodingConfig()
         self._fingerprint: str | None = None
         self.idf = torch.zeros(model.get_input_embeddings().weight.shape[0])
         vocabulary = model.get_input_embeddings().weight.shape[0]
@@ -88,7 +88,7 @@ class QueryGenerator:
         seed: int = 0,
         progress: bool = False,
         *,
-        sampling: SamplingConfig | None = None,
+        sampling: DecodingConfig | None = None,
         device: str | torch.device | None = None,
     ) -> "QueryGenerator":
         """Learns from pairs: ``queries[i]`` asks for ``texts[i]``; texts may repeat.
@@ -160,7 +160,7 @@ class QueryGenerator:
                     made = self._write(sources, keys, batch, count, seed, turn)
                     written += zip(batch.tolist(), made, strict=True)
                     bar.update(count * len(batch))
-            for i, queries in sorted(gather(accelerator, written)):
+            for i, queries in sorted(gather_objects(accelerator, written)):
                 found[i].update(dict.fromkeys(queries))
             short = np.array([i for i in range(len(texts)) if len(found[i]) < count], dtype=int)
             if len(short) == 0:
@@ -208,7 +208,7 @@ class QueryGenerator:
             ) from error
         with as_written(folder / "generator.json"):
             config = GeneratorConfig(**state["config"])
-            sampling = SamplingConfig(**state["sampling"])
+            sampling = DecodingConfig(**state["sampling"])
         # the sizes were resolved when it was trained; they are in the model's own config.json
         model = pretrained(str(folder), use_safetensors=True, dropout_rate=config.dropout)
         device = device or ("cuda" if torch.cuda.is_available() else "cpu")
@@ -275,7 +275,7 @@ class QueryGenerator:
             return None
         return Copying(input_DL, self.idf, present or 0.0, follow or 0.0, self.end, self.pad)
 
-    def _loss(self, batch: Batch) -> torch.Tensor:
+    def _loss(self, batch: PairBatch) -> torch.Tensor:
         """Mean cross entropy over the query tokens of a batch."""
         model, device = self.model, self.model.device
         input_DL, mask_DL = _pad(batch.sources, self.pad, device)
@@ -347,7 +347,7 @@ class QueryGenerator:
         model.eval()
 
 
-def gather(accelerator: Any, items: list) -> list:
+def gather_objects(accelerator: Any, items: list) -> list:
     """The items of all processes, on all of them; without an accelerator the items."""
     if accelerator is None or accelerator.num_processes == 1:
         return items
@@ -375,10 +375,5 @@ def _pad(
     ids: Sequence[np.ndarray], pad: int, device: torch.device, block: int = 1
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Ids (N, L) and mask (N, L), int64; L is rounded up to a multiple of ``block``."""
-    length = -(-max(map(len, ids)) // block) * block
-    values = np.full((len(ids), length), pad, dtype=np.int64)
-    mask = np.zeros((len(ids), length), dtype=np.int64)
-    for row, one in enumerate(ids):
-        values[row, : len(one)] = one
-        mask[row, : len(one)] = 1
-    return torch.from_numpy(values).to(device), torch.from_numpy(mask).to(device)
+    tokens = Tokens.of_lengths(np.concatenate(ids), np.array([len(one) for one in ids]))
+    return padded_tensors(tokens, np.arange(len(ids)), pad, device, block)

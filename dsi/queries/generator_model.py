@@ -1,9 +1,10 @@
 """The T5 of the query generator: its settings, one from scratch, or a pretrained one."""
 
 from dataclasses import dataclass, replace
-from typing import Any, cast
+from typing import Annotated, Any, cast
 
 import torch
+from annotated_types import Ge
 from transformers import (
     AutoModelForSeq2SeqLM,
     MT5ForConditionalGeneration,
@@ -14,31 +15,32 @@ from transformers import (
 
 from dsi import hub
 from dsi.errors import UserError
+from dsi.settings import Count, Positive, Settings, Share
 
 SIZES = ("d_model", "num_layers", "num_decoder_layers", "num_heads", "d_ff")
 
 
 @dataclass(frozen=True)
-class GeneratorConfig:
+class GeneratorConfig(Settings):
     """What is trained and for how long; ``None`` stands for the default of the source."""
 
     source: str = "scratch"
     """"scratch" (sizes below), or a T5, T5 v1.1, flan or mT5 checkpoint: name or local folder."""
-    d_model: int | None = None
+    d_model: Count | None = None
     """Width. Scratch 128; must be left out with a checkpoint, like the next four."""
-    num_layers: int | None = None
+    num_layers: Count | None = None
     """Encoder layers. Scratch 2."""
-    num_decoder_layers: int | None = None
+    num_decoder_layers: Count | None = None
     """Decoder layers. Scratch 2."""
-    num_heads: int | None = None
+    num_heads: Count | None = None
     """Scratch 4."""
-    d_ff: int | None = None
+    d_ff: Count | None = None
     """Scratch 256."""
-    dropout: float | None = None
+    dropout: Share | None = None
     """Scratch 0 (dropout is slow on CPUs, and few passes are made); checkpoint 0.1."""
-    updates: int = 400
+    updates: Count = 400
     """Optimizer steps on (document, query) pairs."""
-    copy_updates: int = 0
+    copy_updates: Annotated[int, Ge(0)] = 0
     """Steps before those on pairs, on (document, random span of it) instead: teaches to copy.
     Default 0: of a few hundred updates, those on pairs are worth more, since the biases copy."""
     copy_bias: float | None = None
@@ -47,15 +49,15 @@ class GeneratorConfig:
     follow_bias: float | None = None
     """Added to the logits of tokens that follow the last one in the document. Scratch 3, checkpoint
     0."""
-    batch_size: int = 32
+    batch_size: Count = 32
     """Pairs per step; a document's queries share one pass of the encoder."""
-    learning_rate: float | None = None
+    learning_rate: Positive | None = None
     """Of AdamW; linear to 0 over all steps. Scratch 3e-3, checkpoint 3e-4."""
-    warmup: int = 20
+    warmup: Annotated[int, Ge(0)] = 20
     """Steps of linear increase."""
-    document_length: int = 128
+    document_length: Annotated[int, Ge(2)] = 128
     """Tokens read of a document, end token included."""
-    query_length: int = 32
+    query_length: Annotated[int, Ge(2)] = 32
     """Tokens written at most, end token included; DSI-QG 32."""
     bf16: bool = False
     """Train under bfloat16 autocast; sampling is always float32."""
@@ -65,8 +67,8 @@ class GeneratorConfig:
         scratch = self.source == "scratch"
         if not scratch and (given := [n for n in SIZES if getattr(self, n) is not None]):
             raise UserError(
-                f"generator: {', '.join(given)} cannot be chosen with source={self.source!r}; "
-                "leave out or use source: scratch"
+                f"generator.{given[0]}: {', '.join(given)} cannot be chosen with "
+                f"source={self.source!r}; leave out or use source: scratch"
             )
         defaults: dict[str, Any] = (
             dict(d_model=128, num_layers=2, num_decoder_layers=2, num_heads=4, d_ff=256)
@@ -78,13 +80,9 @@ class GeneratorConfig:
         config = replace(self, **missing)
         if scratch and config.d_model % config.num_heads:  # type: ignore[operator]
             raise UserError(
-                f"generator: d_model={config.d_model} is not a multiple of "
-                f"num_heads={config.num_heads}"
+                f"generator.d_model: {config.d_model} is not a multiple of "
+                f"num_heads={config.num_heads}; choose one that is"
             )
-        if min(config.updates, config.batch_size) < 1 or config.document_length < 2:
-            raise UserError("generator: updates and batch_size must be >= 1, document_length >= 2")
-        if config.query_length < 2:
-            raise UserError("generator: query_length must be >= 2 (one token and the end)")
         return config
 
 

@@ -17,6 +17,7 @@ import numpy as np
 
 from dsi.errors import UserError
 from dsi.seeding import numpy_rng
+from dsi.settings import Count, Settings, Share
 
 BUCKETS = (
     2**20
@@ -35,31 +36,26 @@ class LexicalQueries:
     """
 
     @dataclass(frozen=True)
-    class Config:
+    class Config(Settings):
         """Lengths in words, both ends included; a length is uniform between them."""
 
-        share_terms: float = 0.3
-        """Probability that a query is a list of terms rather than a span, 0..1."""
-        span_min: int = 3
+        share_terms: Share = 0.3
+        """Probability that a query is a list of terms rather than a span."""
+        span_min: Count = 3
         """Shortest span; a shorter document is taken whole."""
-        span_max: int = 16
+        span_max: Count = 16
         """Longest span."""
-        terms_min: int = 3
+        terms_min: Count = 3
         """Fewest terms."""
-        terms_max: int = 8
+        terms_max: Count = 8
         """Most terms."""
 
         def __post_init__(self) -> None:
-            if not 0 <= self.share_terms <= 1:
-                raise UserError(f"share_terms={self.share_terms} must be between 0 and 1")
-            if not 1 <= self.span_min <= self.span_max:
-                raise UserError(
-                    f"span_min={self.span_min}, span_max={self.span_max}: need 1 <= min <= max"
-                )
-            if not 1 <= self.terms_min <= self.terms_max:
-                raise UserError(
-                    f"terms_min={self.terms_min}, terms_max={self.terms_max}: need 1 <= min <= max"
-                )
+            super().__post_init__()
+            for kind in ("span", "terms"):
+                least, most = getattr(self, f"{kind}_min"), getattr(self, f"{kind}_max")
+                if least > most:
+                    raise UserError(f"{kind}_min: must be at most {kind}_max={most}, got {least}")
 
     def __init__(self, config: Config | None = None) -> None:
         self.config = config or self.Config()

@@ -9,12 +9,15 @@ one matrix of logits, G groups of N values.
 """
 
 from dataclasses import dataclass
+from typing import Annotated
 
 import torch
+from annotated_types import Ge, Gt, Le
 from torch import Tensor
 
 from dsi.errors import UserError
 from dsi.queries.copy_bias import Copying
+from dsi.settings import Settings
 
 FULL = 0.75  # rows and documents are dropped when fewer than this share is left
 GROUPS = 256
@@ -22,31 +25,25 @@ LOGITS = (2**22, 2**28)  # floats at once, on a processor and on a GPU
 
 
 @dataclass(frozen=True)
-class SamplingConfig:
+class DecodingConfig(Settings):
     """How the next token is chosen. Default: top-k 10 as DSI-QG (Zhuang et al. 2022)."""
 
-    top_k: int = 10
+    top_k: Annotated[int, Ge(0)] = 10
     """Choose among the k most probable tokens; 0: among all."""
-    top_p: float = 1.0
+    top_p: Annotated[float, Gt(0), Le(1)] = 1.0
     """Choose among the fewest most probable tokens that hold this mass (nucleus; Holtzman 2020)."""
-    temperature: float = 1.0
-    """Divides the logits, > 0; GenRet samples with 0.8."""
+    temperature: Annotated[float, Gt(0)] = 1.0
+    """Divides the logits; GenRet samples with 0.8."""
     greedy: bool = False
     """Always the most probable token: one text per document; the other settings must be default."""
 
     def __post_init__(self) -> None:
-        if self.top_k < 0 or not 0 < self.top_p <= 1 or self.temperature <= 0:
-            raise UserError(
-                f"sampling: top_k={self.top_k} must be >= 0, top_p={self.top_p} in (0, 1], "
-                f"temperature={self.temperature} > 0"
-            )
+        super().__post_init__()
         if self.greedy and (self.top_k, self.top_p, self.temperature) != (10, 1.0, 1.0):
-            raise UserError(
-                "sampling: greedy=true ignores top_k, top_p and temperature; leave them out"
-            )
+            raise UserError("greedy: ignores top_k, top_p and temperature; leave them out")
 
 
-def candidates(logits_RV: Tensor, sampling: SamplingConfig) -> tuple[Tensor, Tensor]:
+def candidates(logits_RV: Tensor, sampling: DecodingConfig) -> tuple[Tensor, Tensor]:
     """The tokens that may come next and their probabilities: ids (R, K), float64 (R, K), sum 1.
 
     Filters in the order of Hugging Face's ``generate``: temperature, top-k, top-p; a dropped token
@@ -206,7 +203,7 @@ def sample_tokens(
     input_DL: Tensor,
     mask_DL: Tensor,
     uniform_DST: Tensor,
-    sampling: SamplingConfig,
+    sampling: DecodingConfig,
     *,
     forbidden_V: Tensor,
     start: int,

@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.nn.functional import pad
 
 from dsi.model.docid_loss import at_least_float32
-from dsi.search.forward import Inference, Source
+from dsi.search.forward import EncodedQueries, Inference
 from dsi.search.trie import Trie
 
 CHUNK = 65_536  # rows scored at once: B x CHUNK floats, 64 MB for 256 queries
@@ -104,7 +104,7 @@ def beam_search(
     attention_mask: Tensor,
     beams: int,
     length_penalty: float = 0.0,
-    source: Source | None = None,
+    encoded: EncodedQueries | None = None,
 ) -> Found:
     """The docids of ``trie`` that beam search finds for queries (B, L), K = ``beams``.
 
@@ -113,7 +113,7 @@ def beam_search(
     divided by length^p. The rules are those of transformers' ``generate`` with ``length_penalty=p``
     and ``early_stopping="never"``: of the K best continuations of a step those that end a docid are
     results, and the K best that do not end one go on. Equal scores are ordered by docid, shorter
-    ones first, then code by code. Fewer than K documents: all of them, -1 behind. ``source``: the
+    ones first, then code by code. Fewer than K documents: all of them, -1 behind. ``encoded``: the
     queries encoded before.
     """
     if beams < 1:
@@ -121,13 +121,13 @@ def beam_search(
     batch, device, depth = len(input_ids), input_ids.device, len(trie.fan_out)
     beams = max(1, min(beams, len(trie)))
     pool = _Pool(batch, beams, device, length_penalty)
-    source = source or inference.encode(input_ids, attention_mask)
+    encoded = encoded or inference.encode(input_ids, attention_mask)
     past = inference.past(batch, beams, depth)
     nodes_BK = torch.zeros(batch, 1, dtype=torch.long, device=device)
     scores_BK = torch.zeros(batch, 1, device=device)
     codes_BK = None
     for position in range(depth if len(trie) else 0):
-        hidden = inference.step(codes_BK, source, past)
+        hidden = inference.step(codes_BK, encoded, past)
         log_BKC = inference.logits(hidden, position).float().log_softmax(-1)
         # the children of every beam's node, in rows as wide as the widest node of this depth
         width = trie.fan_out[position]
@@ -156,7 +156,7 @@ def unconstrained_search(
     input_ids: Tensor,
     attention_mask: Tensor,
     beams: int,
-    source: Source | None = None,
+    encoded: EncodedQueries | None = None,
 ) -> Found:
     """The same search over all code sequences: what the model writes when nothing holds it.
 
@@ -166,13 +166,13 @@ def unconstrained_search(
     # as long as the model writes: a trie without its longest docids is shorter
     batch, device, depth = len(input_ids), input_ids.device, len(inference.code_sizes)
     pool = _Pool(batch, beams, device, 0.0)
-    source = source or inference.encode(input_ids, attention_mask)
+    encoded = encoded or inference.encode(input_ids, attention_mask)
     past = inference.past(batch, beams, depth)
     scores_BK, codes_BK = torch.zeros(batch, 1, device=device), None
     written_BKT = torch.full((batch, 1, depth), -1, device=device)
     results_BKT = torch.full((batch, beams, depth), -1, device=device)
     for position in range(depth):
-        hidden = inference.step(codes_BK, source, past)
+        hidden = inference.step(codes_BK, encoded, past)
         log_BKC = inference.logits(hidden, position).float().log_softmax(-1)
         size = log_BKC.shape[-1]
         scores = (scores_BK[..., None] + log_BKC).flatten(1)

@@ -22,7 +22,6 @@ from dsi.model.docid_loss import at_least_float32
 
 if TYPE_CHECKING:
     from dsi.model.dsi_model import DSIModel
-    from dsi.search.light_model import StoredModel
 
 
 FEW = 64  # rows of a matrix product, see _project
@@ -44,7 +43,7 @@ class _Layer(NamedTuple):
 
 
 @dataclass
-class Source:
+class EncodedQueries:
     """Encoded queries: what every decoder step reads.
 
     ``states`` (B, L, D), ``mask`` bool (B, L); ``keys`` and ``values`` one (B, H, L, A) per layer.
@@ -65,7 +64,7 @@ class Inference:
     narrower, since with the 8 bits of a bfloat16 score many documents would tie.
     """
 
-    def __init__(self, model: "DSIModel | StoredModel", dtype: torch.dtype | None = None):
+    def __init__(self, model: "DSIModel", dtype: torch.dtype | None = None):
         config = model.config
         self.dtype = dtype or model.docids.rows.dtype
         wide = at_least_float32(model.docids.rows)
@@ -113,7 +112,7 @@ class Inference:
         )
 
     @torch.no_grad()
-    def encode(self, input_ids: Tensor, attention_mask: Tensor) -> Source:
+    def encode(self, input_ids: Tensor, attention_mask: Tensor) -> EncodedQueries:
         """Read queries (B, L); padding costs attention, but no linear layer."""
         batch, length = input_ids.shape
         mask = attention_mask.bool()
@@ -142,7 +141,7 @@ class Inference:
             values.append(v.contiguous())
         seen = torch.zeros(mask.shape, dtype=self.dtype, device=mask.device)
         seen = seen.masked_fill(~mask, -torch.inf)[:, None, None, :]
-        return Source(states.view(batch, length, -1), mask, seen, keys, values)
+        return EncodedQueries(states.view(batch, length, -1), mask, seen, keys, values)
 
     @torch.no_grad()
     def past(self, batch: int, beams: int, positions: int) -> "Past":
@@ -154,12 +153,12 @@ class Inference:
         return Past(torch.empty(shape, dtype=self.dtype, device=self.device), bias, empty, 0)
 
     @torch.no_grad()
-    def step(self, codes_BK: Tensor | None, source: Source, past: "Past") -> Tensor:
+    def step(self, codes_BK: Tensor | None, encoded: EncodedQueries, past: "Past") -> Tensor:
         """Decoder states (B, K, D) after one more code of every beam; None: before the first.
 
         They are float32 at least, ready to be scored.
         """
-        position, batch = past.position, len(source.states)
+        position, batch = past.position, len(encoded.states)
         if codes_BK is None:
             hidden = self.start.expand(batch, 1, -1)
         else:
@@ -180,7 +179,7 @@ class Inference:
             assert layer.cross_o is not None
             q = _project(_norm(hidden, layer.cross_norm, self.epsilon), layer.cross_q)
             q = q.view(batch, width, self.heads, -1).transpose(1, 2)
-            mixed = _attend(q, source.keys[number], source.values[number], source.bias)
+            mixed = _attend(q, encoded.keys[number], encoded.values[number], encoded.bias)
             mixed = mixed.transpose(1, 2).reshape(batch, width, -1)
             hidden = hidden + _project(mixed, layer.cross_o)
             hidden = hidden + self._feed(hidden, layer)
@@ -193,14 +192,14 @@ class Inference:
 
     @torch.no_grad()
     def query_states(
-        self, input_ids: Tensor, attention_mask: Tensor, source: Source | None = None
+        self, input_ids: Tensor, attention_mask: Tensor, encoded: EncodedQueries | None = None
     ) -> Tensor:
         """The decoder's state (B, D) before the first code: what ranks atomic docids.
 
-        ``source``: what :meth:`encode` gave for the same queries.
+        ``encoded``: what :meth:`encode` gave for the same queries.
         """
-        source = source or self.encode(input_ids, attention_mask)
-        return self.step(None, source, self.past(len(input_ids), 1, 1))[:, 0]
+        encoded = encoded or self.encode(input_ids, attention_mask)
+        return self.step(None, encoded, self.past(len(input_ids), 1, 1))[:, 0]
 
     def _feed(self, hidden: Tensor, layer: _Layer) -> Tensor:
         inner = _project(_norm(hidden, layer.ff_norm, self.epsilon), layer.wi)

@@ -11,12 +11,11 @@ import torch
 from torch import Tensor
 
 from dsi.search.beam_search import Found, beam_search, rank_rows, unconstrained_search
-from dsi.search.forward import Inference, Source
+from dsi.search.forward import EncodedQueries, Inference
 from dsi.search.trie import Trie, removed_rows
 
 if TYPE_CHECKING:
     from dsi.model.dsi_model import DSIModel
-    from dsi.search.light_model import StoredModel
 
 
 class Ranker:
@@ -31,7 +30,7 @@ class Ranker:
 
     def __init__(
         self,
-        model: "DSIModel | StoredModel",
+        model: "DSIModel",
         codes_NT: np.ndarray | None = None,
         trie: Trie | None = None,
         beams: int = 10,
@@ -82,16 +81,16 @@ class Ranker:
         attention_mask: Tensor,
         k: int,
         beams: int | None = None,
-        source: Source | None = None,
+        encoded: EncodedQueries | None = None,
         length_penalty: float | None = None,
     ) -> Found:
         """The k best documents of each query (B, L); fewer columns when there are fewer documents.
 
-        ``beams``, ``length_penalty``: of this search instead of the ranker's own. ``source``: the
+        ``beams``, ``length_penalty``: of this search instead of the ranker's own. ``encoded``: the
         same queries, encoded by :attr:`inference` for several searches.
         """
         if self.trie is None:
-            hidden = self.inference.query_states(input_ids, attention_mask, source)
+            hidden = self.inference.query_states(input_ids, attention_mask, encoded)
             scores, numbers = rank_rows(hidden, self.inference.rows, k, among=self._among)
             if self._numbers is not None:
                 numbers = torch.from_numpy(self._numbers).to(numbers.device)[numbers]
@@ -99,19 +98,23 @@ class Ranker:
         width = max(k, self.beams if beams is None else beams)
         penalty = self.length_penalty if length_penalty is None else length_penalty
         found = beam_search(
-            self.inference, self.trie, input_ids, attention_mask, width, penalty, source
+            self.inference, self.trie, input_ids, attention_mask, width, penalty, encoded
         )
         return Found(found.documents[:, :k], found.scores[:, :k])
 
     def unconstrained(
-        self, input_ids: Tensor, attention_mask: Tensor, k: int, source: Source | None = None
+        self,
+        input_ids: Tensor,
+        attention_mask: Tensor,
+        k: int,
+        encoded: EncodedQueries | None = None,
     ) -> Found:
         """What the model writes when any code may follow any other; atomic docids: the same."""
         if self.trie is None:
-            return self.rank(input_ids, attention_mask, k, source=source)
+            return self.rank(input_ids, attention_mask, k, encoded=encoded)
         width = max(k, self.beams)
         found = unconstrained_search(
-            self.inference, self.trie, input_ids, attention_mask, width, source
+            self.inference, self.trie, input_ids, attention_mask, width, encoded
         )
         return Found(found.documents[:, :k], found.scores[:, :k])
 

@@ -3,7 +3,6 @@
 Shape legend: N texts, V vocabulary size.
 """
 
-import hashlib
 import io
 import json
 import os
@@ -20,11 +19,11 @@ import numpy as np
 from dsi import hub
 from dsi.errors import UserError
 from dsi.files import cache_folder, replace_atomically
+from dsi.manifest import text_hash
 
 if TYPE_CHECKING:
+    import torch
     from transformers import PreTrainedTokenizerFast
-
-    from dsi.search.light_model import StoredTokenizer
 
 NUM_SENTINELS = 32  # <extra_id_0> ...: enough for span corruption of a passage of 256 tokens
 LONGEST_QUERY = 512  # tokens that are read of one, and of a prompt: memory grows with the square
@@ -240,8 +239,7 @@ def load_tokenizer(source: str | Path) -> "PreTrainedTokenizerFast":
 
 def tokenizer_fingerprint(tokenizer: "PreTrainedTokenizerFast") -> str:
     """A hash of everything that decides how text becomes ids."""
-    state = tokenizer.backend_tokenizer.to_str()
-    return hashlib.sha256(state.encode("utf-8")).hexdigest()[:32]
+    return text_hash(tokenizer.backend_tokenizer.to_str())
 
 
 def batches(items: Iterable[str], size: int = BATCH) -> Iterator[list[str]]:
@@ -251,9 +249,7 @@ def batches(items: Iterable[str], size: int = BATCH) -> Iterator[list[str]]:
         yield batch
 
 
-def tokenize(
-    tokenizer: "PreTrainedTokenizerFast | StoredTokenizer", texts: Iterable[str]
-) -> Tokens:
+def tokenize(tokenizer: "PreTrainedTokenizerFast", texts: Iterable[str]) -> Tokens:
     """Token ids of every text, without special tokens.
 
     Texts without any token (only characters that the normaliser drops) become one unknown token,
@@ -263,7 +259,7 @@ def tokenize(
 
 
 def prompt_ids(
-    tokenizer: "PreTrainedTokenizerFast | StoredTokenizer", prompt: str, where: str = "prompt"
+    tokenizer: "PreTrainedTokenizerFast", prompt: str, where: str = "prompt"
 ) -> np.ndarray:
     """A task prompt as token ids, int32; ``where``: what an error calls it."""
     ids = tokenizer.backend_tokenizer.encode(prompt, add_special_tokens=False).ids if prompt else []
@@ -273,9 +269,7 @@ def prompt_ids(
     return np.asarray(ids, np.int32)
 
 
-def _tokenized(
-    tokenizer: "PreTrainedTokenizerFast | StoredTokenizer", texts: Iterable[str]
-) -> Iterator[Tokens]:
+def _tokenized(tokenizer: "PreTrainedTokenizerFast", texts: Iterable[str]) -> Iterator[Tokens]:
     backend = tokenizer.backend_tokenizer
     backend.no_truncation()
     backend.no_padding()
@@ -299,8 +293,8 @@ def cached_tokenize(
     fingerprint it names the cache entry, so neither a changed corpus nor another tokenizer can
     be served stale ids.
     """
-    key = hashlib.sha256(f"{content}:{tokenizer_fingerprint(tokenizer)}".encode()).hexdigest()[:32]
-    folder = (cache or cache_folder()) / "tokens" / key
+    name = text_hash(f"{content}:{tokenizer_fingerprint(tokenizer)}")
+    folder = (cache or cache_folder()) / "tokens" / name
     kept = _kept_tokens(folder)
     if kept is None:
 
@@ -361,7 +355,26 @@ def padded(
     return np.where(mask, tokens.values[positions], pad).astype(np.int64), mask
 
 
-def gather(
+def padded_tensors(
+    tokens: Tokens,
+    rows: np.ndarray,
+    pad: int,
+    device: "torch.device | str | None" = None,
+    multiple: int = 1,
+) -> "tuple[torch.Tensor, torch.Tensor]":
+    """What a model reads of the texts at ``rows``: ids and attention mask, int64 (B, L)."""
+    import torch  # only what runs a model needs it
+
+    ids, mask = padded(tokens, rows, pad, multiple)
+    return torch.from_numpy(ids).to(device), torch.from_numpy(mask.astype(np.int64)).to(device)
+
+
+def pad_id(tokenizer: Any) -> int:
+    """The id that fills the places behind a text; a mask hides them, so any will do: else 0."""
+    return tokenizer.pad_token_id or 0
+
+
+def slices(
     tokens: Tokens,
     starts: np.ndarray,
     lengths: np.ndarray,

@@ -7,9 +7,12 @@ Shape legend: E examples of the window.
 import re
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from typing import Annotated, Literal
 
 import numpy as np
+from annotated_types import Ge, Le
 
+from dsi.settings import Count, NotNegative, Settings
 from dsi.text.tokens import Tokens
 
 _STOP_WORDS = """
@@ -58,13 +61,17 @@ def set_text(text: str) -> str:
 
 
 @dataclass(frozen=True)
-class View:
+class View(Settings):
     """One way to read a document, with its share of the indexing examples."""
 
-    name: str
-    weight: float
-    length: int = 32
-    shortest: int = 5
+    name: Literal["first", "chunk", "set"]
+    """The first tokens, a random window, or the first without stop words and repeats."""
+    weight: NotNegative
+    """Examples made of this view, in proportion to the other views' weights."""
+    length: Annotated[int, Ge(1), Le(2**20)] = 32
+    """Tokens, at most."""
+    shortest: Count = 5
+    """Tokens of the shortest window of a chunk."""
 
     def spans(self, tokens: Tokens, documents: np.ndarray, rng: np.random.Generator) -> Span:
         """Starts within the flat token array and lengths, for E documents."""

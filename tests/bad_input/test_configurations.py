@@ -5,7 +5,7 @@ import time
 
 import pytest
 
-from continual.config.schema import load_config
+from continual.config.loading import load_config
 from tests.bad_input.conftest import Place
 
 LAUGHS = "a: &a [lol, lol, lol, lol, lol, lol, lol, lol, lol]\n" + "".join(
@@ -106,16 +106,16 @@ BAD_SETTINGS: dict[str, tuple[str, str, str]] = {
         "regularizer.name: 'continual.regularizers.l2' is code",
         "l2",
     ),
-    "a negative budget": ("training.updates=-1", "training.updates: must not be negative", "neg"),
+    "a negative budget": ("training.updates=-1", "training.updates: must be at least 0", "-1"),
     "a negative later budget": (
         "training.updates_per_stage=-5",
-        "training.updates_per_stage: must not",
-        "negative",
+        "training.updates_per_stage: must",
+        "at least 0",
     ),
-    "a negative warm-up": ("training.warmup=-0.1", "training.warmup: must not be", "negative"),
-    "a negative replay": ("replay.ratio=-2", "replay.ratio: must not be negative", ".inf"),
+    "a negative warm-up": ("training.warmup=-0.1", "training.warmup: must be at least 0", "-0.1"),
+    "a negative replay": ("replay.ratio=-2", "replay.ratio: must be at least 0", "got -"),
     "a seed out of range": (f"seed={2**63}", "seed: ", "at most 2^63 - 1"),
-    "a seed far out of range": ("seed=" + "9" * 4000, "seed: expected a whole number", "999..."),
+    "a seed far out of range": ("seed=" + "9" * 4000, "seed: 999", "at most 2^63 - 1"),
     "a seed of too many digits": ("seed=" + "9" * 5000, "'seed=999", "quote it"),
     "a seed of infinity": ("seed=.inf", "seed: expected a whole number", "inf"),
     "a float that is too large for one": ("seed=1e300", "seed: ", "too large"),
@@ -134,7 +134,7 @@ BAD_SETTINGS: dict[str, tuple[str, str, str]] = {
     ),
     "beams out of range": (f"evaluation.beams={10**9}", "evaluation.beams: must be at", "1048576"),
     "a rate that is no number": ("training.learning_rate=.nan", "training.learning_rate: ", "nan"),
-    "a share above one": ("sampling.new=1.01", "sampling.new: must lie between 0 and 1", "1.01"),
+    "a share above one": ("sampling.new=1.01", "sampling.new: must be at most 1", "1.01"),
     "a name that climbs": ("name=../x", "name: must be a plain folder name", "'../x'"),
     "a name that is a path": (
         "name=/absolute/x",
@@ -171,7 +171,7 @@ BAD_SETTINGS: dict[str, tuple[str, str, str]] = {
     "a tokenizer with a NUL": ('tokenizer.source="a\\0"', "tokenizer.source: ", "'train'"),
     "a method with a NUL": ('method="a\\0.yaml"', "a\\x00.yaml: cannot read", "give a"),
     "a gigantic method": ("method=" + "m" * 100_000, "method: unknown preset", "known: "),
-    "a bomb": ("views=&a [&b [*a, *a], *b]", "views[0]: expected a mapping", "got"),
+    "a bomb": ("views=&a [&b [*a, *a], *b]", "'views=&a", "inside itself"),
 }
 
 

@@ -13,7 +13,8 @@ import yaml
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
-from continual.config.schema import RunConfig, dump, load_config, parse
+from continual.config.loading import dump, load_config, parse
+from continual.config.schema import RunConfig
 from dsi.corpus.corpus import read_corpus, read_stream
 from dsi.corpus.records import (
     checked_documents,

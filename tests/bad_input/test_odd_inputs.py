@@ -75,8 +75,9 @@ def options() -> Iterator[Input]:
     for stage in ("-1", "7", "0.5", "", "D0", "9" * 5000):
         yield Input((*SEARCH, "whale", f"--stage={stage}"), 2)
         yield Input((*EVALUATE, f"--stage={stage}"), 2)
-    for corpus in ("D9", "D-1", "d0", "D", "", "D０", "0", "D0\n"):
+    for corpus in ("D9", "D-1", "d0", "D", "", "D０", "D0\n", "00000000000"):
         yield Input((*SEARCH, "whale", "--corpus", corpus), 2)
+    yield Input((*SEARCH, "whale", "--corpus", "0"), 0)
     for split in ("tests", "", "test\x00", "../test"):
         yield Input((*EVALUATE, f"--split={split}"), 2)
     for run in ("", ".", "corpus", "absent", "run/config.yaml", "a\x00b", "x" * 300, "/dev/zero"):

@@ -18,6 +18,8 @@ Damage = Callable[[Path], object]
 SEARCH, EVALUATE, REPORT = ("search", "run", "water"), ("evaluate", "run"), ("report", "run")
 ADD, RESUME = ("add", "run", "corpus"), ("train", "--resume", "run")
 MODEL = "stages/01/model/model.safetensors"
+INDEX, TABLE, TOKENIZER = "stages/01/index.json", "stages/01/docids.tsv", "stages/01/tokenizer"
+DOCIDS, NO_TOKENIZER = f"run/{TABLE}", ("run/stages/01/tokenizer", "tokenizer.source: ")
 
 
 def gone(path: Path) -> None:
@@ -135,35 +137,64 @@ ATOMIC = {
     "configuration with a tag": Bad(
         "config.yaml", holding("seed: !!python/name:os.system ''"), (EVALUATE,), "correct the line"
     ),
-    "index gone": Bad("index.json", gone, (SEARCH,), "give a run directory", "run: no run here"),
-    "index cut": Bad("index.json", cut, (SEARCH,), "restore the file"),
-    "index empty": Bad("index.json", emptied, (SEARCH,), "restore the file"),
-    "index a list": Bad("index.json", holding("[]"), (SEARCH,), "restore the file"),
-    "index a folder": Bad("index.json", folder, (SEARCH,), "restore the file"),
-    "index not UTF-8": Bad("index.json", holding(b"\xff\xfe{}"), (SEARCH,), "restore the file"),
-    "index a nest": Bad("index.json", holding("[" * 90_000), (SEARCH,), "restore the file"),
-    "index of another schema": Bad("index.json", changed("schema", to=9), (SEARCH,), "reads 1"),
-    "index without corpora": Bad("index.json", changed("corpora"), (SEARCH,), "restore the file"),
-    "index of a number": Bad(
-        "index.json", changed("corpora", to=[5]), (SEARCH,), "write", "corpus"
+    "pointer gone": Bad("index.json", gone, (SEARCH,), "give a run directory", "run: no index"),
+    "pointer cut": Bad("index.json", cut, (SEARCH,), "restore the file"),
+    "pointer of another schema": Bad("index.json", changed("schema", to=1), (SEARCH,), "reads 2"),
+    "pointer to a number": Bad("index.json", changed("index", to=5), (SEARCH,), "restore the file"),
+    "pointer out of the run": Bad("index.json", changed("index", to="../x"), (SEARCH,), "restore"),
+    "pointer to nothing": Bad(
+        "index.json", changed("index", to="stages/07"), (SEARCH,), "give a run", "run/stages/07: no"
     ),
+    "index gone": Bad(INDEX, gone, (SEARCH,), "give a run directory", "run/stages/01: no index"),
+    "index cut": Bad(INDEX, cut, (SEARCH, EVALUATE), "restore the file"),
+    "index empty": Bad(INDEX, emptied, (SEARCH, EVALUATE), "restore the file"),
+    "index a list": Bad(INDEX, holding("[]"), (SEARCH, EVALUATE), "restore the file"),
+    "index a folder": Bad(INDEX, folder, (SEARCH, EVALUATE), "restore the file"),
+    "index a loop": Bad(INDEX, loop, (SEARCH, EVALUATE), "restore the file"),
+    "index not UTF-8": Bad(INDEX, holding(b"\xff\xfe{}"), (SEARCH,), "restore the file"),
+    "index a nest": Bad(INDEX, holding("[" * 90_000), (SEARCH,), "restore the file"),
+    "index of another schema": Bad(
+        INDEX, changed("schema", to=9), (SEARCH, EVALUATE), "make the index anew"
+    ),
+    "index a pointer": Bad(INDEX, changed("index", to="model"), (EVALUATE,), "", "run/stages/01"),
+    "index without corpora": Bad(INDEX, changed("corpora"), (SEARCH,), "restore the file"),
+    "index of a number": Bad(INDEX, changed("corpora", to=[5]), (SEARCH,), "write", "corpus"),
     "index of fewer checksums": Bad(
-        "index.json", changed("part_hashes", to=[]), (SEARCH, EVALUATE), "restore the file"
+        INDEX, changed("part_hashes", to=[]), (SEARCH, EVALUATE), "restore the file"
     ),
     "index of checksums that are none": Bad(
-        "index.json", changed("part_hashes", to=[7]), (SEARCH, EVALUATE), "restore the file"
+        INDEX, changed("part_hashes", to=[7]), (SEARCH, EVALUATE), "restore the file"
     ),
-    "index of no beams": Bad("index.json", changed("beams", to=0), (SEARCH,), "restore the file"),
-    "index of a text for a prompt": Bad(
-        "index.json", changed("prompt", to=3), (SEARCH,), "restore"
+    "index whose new texts are a list": Bad(
+        INDEX, changed("new_texts", to=["d00"]), (SEARCH, EVALUATE), "restore the file"
     ),
+    "index whose new texts are nowhere": Bad(
+        INDEX, changed("new_texts", to={"d00": [1, "d01"]}), (SEARCH, EVALUATE), "restore the file"
+    ),
+    "index whose new texts have no id": Bad(
+        INDEX, changed("new_texts", to={"d00": [0, 5]}), (SEARCH, EVALUATE), "restore the file"
+    ),
+    "index of no beams": Bad(INDEX, changed("beams", to=0), (SEARCH,), "restore the file"),
+    "index of more documents": Bad(
+        INDEX, changed("documents", to=99), (SEARCH,), "restore the file", DOCIDS
+    ),
+    "index of a text for a prompt": Bad(INDEX, changed("prompt", to=3), (SEARCH,), "restore"),
     "index of an absent corpus": Bad(
-        "index.json",
-        changed("corpora", to=["/absent/corpus"]),
-        (SEARCH,),
-        "give a folder",
-        "/absent",
+        INDEX, changed("corpora", to=["/absent/corpus"]), (SEARCH,), "give a folder", "/absent"
     ),
+    "table gone": Bad(TABLE, gone, (SEARCH,), "restore the file"),
+    "table cut": Bad(TABLE, cut, (SEARCH,), "restore the file"),
+    "table empty": Bad(TABLE, emptied, (SEARCH,), "restore the file"),
+    "table not UTF-8": Bad(TABLE, holding(b"\xff\t1\tD0\n"), (SEARCH,), "restore the file"),
+    "table of two columns": Bad(
+        TABLE, replaced("\t0\t", "\t0"), (SEARCH,), "restore", f"{DOCIDS}:1"
+    ),
+    "table of four columns": Bad(TABLE, replaced("\t", "\t1\t"), (SEARCH,), "restore the file"),
+    "table of letters": Bad(TABLE, replaced("\t0\t", "\tx\t"), (SEARCH,), "restore the file"),
+    "table of a negative number": Bad(TABLE, replaced("\t0\t", "\t-5\t"), (SEARCH,), "restore"),
+    "table out of range": Bad(TABLE, replaced("\t0\t", "\t999999999\t"), (SEARCH,), "restore"),
+    "table with a docid twice": Bad(TABLE, replaced("\t0\t", "\t1\t"), (SEARCH,), "restore"),
+    "table a folder": Bad(TABLE, folder, (SEARCH,), "restore the file"),
     "a character out of place": Bad(
         "docids/D1.tsv", replaced("d18", "d18\x1b[2J"), (EVALUATE,), "restore the corpus"
     ),
@@ -201,45 +232,29 @@ ATOMIC = {
     "matrix of more corpora": Bad(
         "matrix.json", changed("corpora", to=["D0", "D1", "D2"]), (REPORT,), "restore the file"
     ),
-    "docids gone": Bad("docids/D0.tsv", gone, (SEARCH, EVALUATE), "restore the file"),
-    "docids cut": Bad("docids/D0.tsv", cut, (SEARCH, EVALUATE), "restore"),
-    "docids empty": Bad("docids/D0.tsv", emptied, (SEARCH, EVALUATE), "restore the file"),
+    "docids gone": Bad("docids/D0.tsv", gone, (EVALUATE,), "restore the file"),
+    "docids cut": Bad("docids/D0.tsv", cut, (EVALUATE,), "restore"),
+    "docids empty": Bad("docids/D0.tsv", emptied, (EVALUATE,), "restore the file"),
     "docids of fewer documents": Bad(
-        "docids/D1.tsv",
-        lambda path: path.write_text("d18\t18\n"),
-        (SEARCH, EVALUATE),
-        "restore",
-        "run/docids",
+        "docids/D1.tsv", lambda path: path.write_text("d18\t18\n"), (EVALUATE,), "restore"
     ),
     "docids not UTF-8": Bad("docids/D0.tsv", flipped(0), (EVALUATE,), "restore the corpus"),
-    "docids binary": Bad("docids/D1.tsv", holding(b"\xff\t1\n"), (SEARCH, EVALUATE), "restore the"),
-    "docids of one column": Bad(
-        "docids/D0.tsv", replaced("\t", " "), (SEARCH, EVALUATE), "restore"
-    ),
+    "docids binary": Bad("docids/D1.tsv", holding(b"\xff\t1\n"), (EVALUATE,), "restore the"),
+    "docids of one column": Bad("docids/D0.tsv", replaced("\t", " "), (EVALUATE,), "restore"),
     "docids of three columns": Bad(
-        "docids/D0.tsv", replaced("\t", "\t1\t"), (SEARCH, EVALUATE), "restore the file"
+        "docids/D0.tsv", replaced("\t", "\t1\t"), (EVALUATE,), "restore the file"
     ),
-    "docids of letters": Bad(
-        "docids/D0.tsv", replaced("\t0", "\tx"), (SEARCH, EVALUATE), "restore"
-    ),
+    "docids of letters": Bad("docids/D0.tsv", replaced("\t0", "\tx"), (EVALUATE,), "restore"),
     "docids out of range": Bad(
-        "docids/D0.tsv",
-        replaced("\t0\n", "\t999999999\n"),
-        (SEARCH, EVALUATE),
-        "restore the file",
-        "run/docids",
+        "docids/D0.tsv", replaced("\t0\n", "\t999999999\n"), (EVALUATE,), "restore", "run/docids"
     ),
     "docids a negative number": Bad(
-        "docids/D0.tsv", replaced("\t0\n", "\t-5\n"), (SEARCH, EVALUATE), "restore the file"
+        "docids/D0.tsv", replaced("\t0\n", "\t-5\n"), (EVALUATE,), "restore the file"
     ),
     "docids given twice": Bad(
-        "docids/D0.tsv",
-        replaced("\t0\n", "\t1\n"),
-        (SEARCH, EVALUATE),
-        "restore the file",
-        "run/docids",
+        "docids/D0.tsv", replaced("\t0\n", "\t1\n"), (EVALUATE,), "restore", "run/docids"
     ),
-    "docids a folder": Bad("docids/D0.tsv", folder, (SEARCH, EVALUATE), "restore the file"),
+    "docids a folder": Bad("docids/D0.tsv", folder, (EVALUATE,), "restore the file"),
     "model gone": Bad(MODEL, gone, (SEARCH, EVALUATE), "restore the whole folder"),
     "model cut": Bad(MODEL, cut, (SEARCH, EVALUATE), "restore the folder", "run/stages/01/model"),
     "model empty": Bad(
@@ -278,7 +293,7 @@ ATOMIC = {
         lambda path: shutil.copytree(path.parents[1] / "00/model", path, dirs_exist_ok=True),
         (SEARCH, EVALUATE),
         "restore the file",
-        "run/docids",
+        "run/",
     ),
     "model description gone": Bad(
         "stages/01/model/config.json", gone, (SEARCH, EVALUATE), "restore the whole folder"
@@ -325,20 +340,20 @@ ATOMIC = {
         "restore the file",
         "run/stages/01/model",
     ),
-    "tokenizer cut": Bad(
-        "tokenizer/tokenizer.json", cut, (SEARCH, EVALUATE), "run/tokenizer", "tokenizer.source: "
+    "tokenizer of the run cut": Bad(
+        "tokenizer/tokenizer.json", cut, (EVALUATE,), "run/tokenizer", "tokenizer.source: "
     ),
-    "tokenizer empty": Bad(
-        "tokenizer/tokenizer.json", emptied, (SEARCH,), "run/tokenizer", "tokenizer.source: "
-    ),
-    "tokenizer gone": Bad("tokenizer", gone, (SEARCH,), "run/tokenizer", "tokenizer.source: "),
+    "tokenizer cut": Bad(f"{TOKENIZER}/tokenizer.json", cut, (SEARCH,), *NO_TOKENIZER),
+    "tokenizer empty": Bad(f"{TOKENIZER}/tokenizer.json", emptied, (SEARCH,), *NO_TOKENIZER),
+    "tokenizer gone": Bad(TOKENIZER, gone, (SEARCH,), *NO_TOKENIZER),
     "tokenizer of another type": Bad(
-        "tokenizer/tokenizer.json", holding("[]"), (SEARCH,), "run/tokenizer", "tokenizer.source: "
+        f"{TOKENIZER}/tokenizer.json", holding("[]"), (SEARCH,), *NO_TOKENIZER
     ),
     "tokenizer description cut": Bad(
-        "tokenizer/tokenizer_config.json", cut, (SEARCH,), "run/tokenizer", "tokenizer.source: "
+        f"{TOKENIZER}/tokenizer_config.json", cut, (SEARCH,), *NO_TOKENIZER
     ),
-    "stages gone": Bad("stages", gone, (SEARCH, EVALUATE), "dsi train --resume", "run: no stage"),
+    "stages gone": Bad("stages", gone, (EVALUATE,), "dsi train --resume", "run: no stage"),
+    "stages gone, the pointer not": Bad("stages", gone, (SEARCH,), "give a run", "run/stages/01"),
     "docid report cut": Bad("docids/report.json", cut, (REPORT,), "restore the file"),
     "docid report a list": Bad("docids/report.json", holding("[]"), (REPORT,), "restore the file"),
     "docid report of nothing": Bad(
@@ -379,10 +394,10 @@ ATOMIC = {
 TREE = {
     "trie gone, and a docid given twice": Bad(
         "stages/01/trie",
-        lambda path: (gone(path), _repeat(path.parents[2] / "docids/D0.tsv")),
+        lambda path: (gone(path), _repeat(path.parent / "docids.tsv")),
         (SEARCH,),
         "restore the file",
-        "run/docids",
+        DOCIDS,
     ),
     "trie description gone": Bad("stages/01/trie/trie.json", gone, (SEARCH,), "restore the file"),
     "trie description cut": Bad("stages/01/trie/trie.json", cut, (SEARCH,), "restore the file"),
@@ -407,7 +422,7 @@ TREE = {
         flipped(-1),
         (SEARCH,),
         "restore the file",
-        "run/docids",
+        DOCIDS,
     ),
     "trie array with a flipped node": Bad(
         "stages/01/trie/start.npy", flipped(-1), (SEARCH,), "restore the file", "run/stages/01/trie"
@@ -423,7 +438,7 @@ TREE = {
         lambda path: shutil.copytree(path.parents[1] / "00/trie", path, dirs_exist_ok=True),
         (SEARCH,),
         "restore the file",
-        "run/docids",
+        DOCIDS,
     ),
     "codebook gone": Bad("docids/D1.safetensors", gone, (ADD, RESUME), "restore the file"),
     "codebook cut": Bad("docids/D1.safetensors", cut, (ADD, RESUME), "restore the file"),
@@ -459,8 +474,8 @@ TREE = {
 
 def _repeat(path: Path) -> None:
     first, second, *others = path.read_text("utf-8").splitlines()
-    docid = first.partition("\t")[2]
-    lines = [first, f"{second.partition(chr(9))[0]}\t{docid}", *others]
+    rest = first.partition("\t")[2]
+    lines = [first, f"{second.partition(chr(9))[0]}\t{rest}", *others]
     path.write_text("\n".join(lines) + "\n", "utf-8")
 
 

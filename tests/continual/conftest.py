@@ -15,7 +15,8 @@ from accelerate.state import AcceleratorState
 from safetensors.torch import load_file
 
 from continual import runs, trainer
-from continual.config.schema import RunConfig, load_config
+from continual.config.loading import load_config
+from continual.config.schema import RunConfig
 from dsi.corpus.corpus import write_corpus
 
 SIZES = (18, 6, 6)

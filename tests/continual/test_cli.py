@@ -1,10 +1,12 @@
 """The command line: one line for a mistake, nothing written, and help at once."""
 
+import json
 import os
 import shutil
 import signal
 import subprocess
 import sys
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -12,10 +14,10 @@ from accelerate.state import AcceleratorState
 
 from continual import cli, runs
 from continual.cli import main
-from continual.config.schema import dump, load_config
+from continual.config.loading import dump, load_config
 from continual.run.signals import Interrupted
 
-HEAVY = "torch transformers accelerate datasets numpy yaml pyarrow matplotlib wandb bm25s"
+HEAVY = "torch transformers accelerate datasets numpy yaml pyarrow matplotlib wandb bm25s pydantic"
 
 # each: a command line, how the line starts after "dsi: error: ", a part of the rest
 BAD_COMMANDS = [
@@ -52,8 +54,12 @@ BAD_COMMANDS = [
     ("add run", "dsi add: neither FOLDER nor --remove FILE", "dsi add --help"),
     ("add folder folder", "folder: no run here", "give a run directory"),
     ("add run folder", "run: only 0 of 6 stages are finished", "dsi train --resume run"),
+    ("config trainin.updates=5", "trainin: unknown key", "did you mean 'training'"),
+    ("config training.updates=-1", "training.updates: must be at least 0, got -1", ""),
+    ("config absent.yaml", "absent.yaml: cannot read the configuration", "give a YAML file"),
+    ("config --schema seed=1", "--schema: is the same for every configuration", "leave out"),
     ("search", "the following arguments are required: RUN", "dsi search --help"),
-    ("search folder query", "folder: no run here", "give a run directory"),
+    ("search folder query", "folder: no index here", "give a run directory"),
     ("search run query --k 0", "--k: must be at least 1", "0"),
     ("search run query --k ten", "argument --k: invalid int value: 'ten'", ""),
     ("evaluate folder", "folder: no run here", "give a run directory"),
@@ -172,6 +178,21 @@ def test_a_home_folder_is_meant_where_no_shell_has_read_it(place, trained, monke
     assert config.data.corpus == str(place / "folder")
 
 
+def test_config_prints_what_a_file_resolves_to(place, capsys):
+    (place / "file.yaml").write_text("method: cl_new\ntraining: {clip: 3e0}\n")
+    assert main(["config", "file.yaml", "seed=4"]) == 0
+    expected = load_config(place / "file.yaml", ["seed=4"])
+    assert capsys.readouterr().out == dump(expected)
+    assert (expected.seed, expected.indexing, expected.training.clip) == (4, "new", 3)
+
+
+def test_config_alone_lists_the_settings(place, capsys):
+    assert main(["config"]) == 0
+    assert "\n  updates = 1200 (whole number, at least 0)\n" in capsys.readouterr().out
+    assert main(["config", "--schema"]) == 0
+    assert json.loads(capsys.readouterr().out)["properties"]["seed"]["type"] == "integer"
+
+
 def test_nothing_given_is_the_quickstart(place, trained):
     assert main(["train"]) == 0
     assert trained == [(load_config(), False, False)]
@@ -212,7 +233,7 @@ def test_search_prompts_until_an_empty_line(monkeypatch, capsys):
             return 7
 
     asked = iter(["  ether ", ""])
-    monkeypatch.setattr(SearchIndex, "load", lambda run, stage=None: Index())
+    monkeypatch.setattr(SearchIndex, "load", lambda folder: Index())
     monkeypatch.setattr("builtins.input", lambda prompt: next(asked))
     assert main(["search", "run", "--k", "2"]) == 0
     out = capsys.readouterr().out
@@ -235,7 +256,7 @@ def test_leaving_the_prompt_is_no_error(monkeypatch, capsys):
     empty = SearchIndex.__new__(SearchIndex)
     monkeypatch.setattr(SearchIndex, "__len__", lambda index: 0)
     empty.warnings = []
-    monkeypatch.setattr(SearchIndex, "load", lambda run, stage=None: empty)
+    monkeypatch.setattr(SearchIndex, "load", lambda folder: empty)
     monkeypatch.setattr("builtins.input", stop)
     assert main(["search", "run"]) == 130
     out, err = capsys.readouterr()
@@ -284,6 +305,7 @@ def stopped(signum: int | None, where: str = ""):
     ],
 )
 def test_who_is_stopped_is_told_how_to_go_on(place, capsys, monkeypatch, line, called, stop, said):
+    (place / "run" / "index.json").touch()
     monkeypatch.setattr(called, stop)
     assert main(line.split()) > 128
     err = capsys.readouterr().err
@@ -309,20 +331,45 @@ def test_a_search_can_be_restricted(monkeypatch, tmp_path, capsys):
         def search(self, queries, k):
             return [[Result("id", -0.5, "", str(self.seen))]]
 
-    monkeypatch.setattr(SearchIndex, "load", lambda run, stage=None: Index())
+    monkeypatch.setattr(SearchIndex, "load", lambda folder: Index())
     ids = tmp_path / "ids.txt"
     ids.write_text("a\n\n b \n")
-    command = ["search", "run", "wind", "--corpus", "D0", "D2"]
+    command = ["search", "run", "wind", "--corpus", "D0", "2"]
     assert main([*command, "--documents", str(ids), "--without", str(ids)]) == 0
-    assert "(['a', 'b'], [0, 2], ['a', 'b'])" in capsys.readouterr().out
+    assert "(['a', 'b'], ['D0', 'D2'], ['a', 'b'])" in capsys.readouterr().out
     assert main(["search", "run", "wind", "--without", str(ids)]) == 0
     assert "(['a', 'b'],)" in capsys.readouterr().out
-    for wrong, message in (
-        (["--corpus", "2"], "expected D0, D1, ..., got '2'"),
-        (["--documents", str(tmp_path / "none")], "none: cannot be read"),
-    ):
-        assert main(["search", "run", "wind", *wrong]) == 2
-        assert message in capsys.readouterr().err
+    assert main(["search", "run", "wind", "--documents", str(tmp_path / "none")]) == 2
+    assert "none: cannot be read" in capsys.readouterr().err
+
+
+def test_the_index_that_a_search_opens(monkeypatch, tmp_path, capsys):
+    from dsi.index import SearchIndex
+
+    opened = []
+    monkeypatch.setattr(SearchIndex, "load", lambda folder: opened.append(folder) or 1 / 0)
+    run = tmp_path / "run"
+    run.mkdir()
+
+    def search(*options: str) -> str:
+        with suppress(ZeroDivisionError):
+            main(["search", str(run), "wind", *options])
+        return capsys.readouterr().err
+
+    search()
+    assert opened.pop() == run  # an index that was copied out of its run
+    assert "no run directory" in search("--stage", "0")
+    (run / "config.yaml").touch()
+    assert f"no stage is finished yet; go on with dsi train --resume {run}" in search()
+    (run / "stages/00/model").mkdir(parents=True)  # stopped before the index was whole
+    assert "no stage is finished yet" in search("--stage", "0")
+    for name in ("index.json", "stages/00/index.json", "stages/02/index.json"):
+        (run / name).parent.mkdir(exist_ok=True)
+        (run / name).touch()
+    search()
+    search("--stage", "2")
+    assert opened == [run, run / "stages/02"]
+    assert f"--stage: {run} has no stage 1; there are [0, 2]" in search("--stage", "1")
 
 
 def test_output_that_nobody_reads(monkeypatch):

@@ -13,7 +13,6 @@ from safetensors.torch import load_file
 from continual.component import Component
 from continual.config import registry
 from continual.method import Method
-from continual.regularizers import Regularizer
 from continual.replay import Replay
 from continual.stream.view import QueryPool, StageView
 from continual.update.update import Update
@@ -137,16 +136,6 @@ def test_a_loss_per_example_adds_up_over_micro_batches(lab, noted, more):
         whole, parts = lab.train(*strong), lab.train(*strong, "training.accumulation=4")
     for name, value in lab.weights(whole, 2).items():
         torch.testing.assert_close(lab.weights(parts, 2)[name], value, rtol=1e-9, atol=1e-9)
-
-
-def test_components_come_in_the_order_in_which_they_end_a_stage():
-    axes = [axis for axis, _ in Method()]
-    assert axes[0] == "parameters" and axes[-1] == "merging", "folded first, merged last"
-    assert set(axes) == {axis for axis in registry.FAMILIES if axis != "docids"}
-    assert not Method().readers
-    reader = Regularizer()
-    reader.reads_outputs = True
-    assert Method(regularizer=reader).readers == [reader]
 
 
 def test_a_component_is_its_state():

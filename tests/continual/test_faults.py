@@ -17,7 +17,7 @@ from accelerate.state import AcceleratorState
 from safetensors.torch import load_file
 
 from continual import cli, runs, trainer
-from continual.config.schema import load_config
+from continual.config.loading import load_config
 from continual.run.signals import Interrupted
 from continual.update.update import Update
 from dsi.errors import UserError

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from continual import trainer
-from continual.config.schema import preset_names
+from continual.config.loading import preset_names
 from continual.replay import generative
 from continual.run import material as setup
 from continual.stream.stream import Stream
@@ -77,7 +77,7 @@ def watching(watcher, cache):
         def begin(self, state, stage):
             watcher.stage, watcher.tokenizer = stage, self.tokenizer
 
-        def step(model, optimizer, batch, *rest, **more):
+        def step(update, batch, *rest, **more):
             watcher.documents += [(watcher.stage, d) for d in batch.documents.tolist()]
             rows = batch.input_ids.tolist()
             if batch.labels is not None:

@@ -31,8 +31,8 @@ TRAIN = """
 import gc, json, resource, sys
 import torch
 from continual import runs
+from continual.config.loading import load_config
 from continual.update.update import Update
-from continual.config.schema import load_config
 
 peak, take = 0, Update.take
 

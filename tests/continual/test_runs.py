@@ -8,11 +8,12 @@ import pytest
 import torch
 
 from continual import cli, runs
-from continual.config.schema import load_config
+from continual.config.loading import load_config
 from continual.run.directory import replace
 from dsi.corpus.corpus import write_corpus
 from dsi.errors import UserError
 from dsi.index import SearchIndex
+from dsi.manifest import forget
 
 
 def snapshot(folder):
@@ -65,6 +66,15 @@ def test_a_corpus_is_added_as_the_next_stage(lab, finished, capsys):
     assert {r.document_id for r in index.search(["anything"], k=30)[0]} == {
         f"d{i:02d}" for i in range(30)
     }
+    # a stage knows the corpora up to its own, and the run names its last stage
+    known = [json.loads((run / f"stages/0{n}/index.json").read_text())["corpora"] for n in range(3)]
+    assert known[0] == known[1] == known[2][:1] and known[2][1:] == [str(later)]
+    assert json.loads((run / "index.json").read_text()) == {"schema": 2, "index": "stages/02"}
+    lines = (run / "stages/02/docids.tsv").read_text().splitlines()
+    docids = "".join((run / f"docids/D{n}.tsv").read_text() for n in range(3)).splitlines()
+    assert [line.rpartition("\t")[0] for line in lines] == docids
+    names = [f"D{n}" for n, size in enumerate(lab.sizes) for _ in range(size)]
+    assert [line.rpartition("\t")[2] for line in lines] == names
     more = lab.write_stream(later.parent / run.parent.name, (4,), first=30)
     lab.call(runs.add, run, str(more))
     assert lab.matrix(run)["num_documents"] == [*lab.sizes, 4]
@@ -76,7 +86,7 @@ def test_adding_later_is_the_same_as_having_it_from_the_start(lab, finished, tmp
     whole = tmp_path / "whole"
     documents, queries, qrels, ids = [], [], {"train": [], "dev": [], "test": []}, []
     for folder in (run.parent.parent, later):
-        source = json.loads((run / "index.json").read_text())["corpora"][0]
+        source = json.loads((run / "stages/00/index.json").read_text())["corpora"][0]
         folder = later if folder == later else type(later)(source)
         part = [json.loads(line) for line in (folder / "corpus.jsonl").read_text().splitlines()]
         documents += part
@@ -305,21 +315,22 @@ def test_an_edited_corpus_is_not_evaluated(lab, finished, name, old, new, splits
 
 def test_a_split_that_came_later_is_evaluated(lab, finished):
     run, _ = finished
-    values = json.loads((run / "index.json").read_text("utf-8"))
+    stage = run / "stages" / "01"
+    values = json.loads((stage / "index.json").read_text("utf-8"))
     values["part_hashes"][0]["dev"] = None
-    replace(run, "index.json", values)
+    replace(stage, "index.json", values)
     assert lab.call(runs.evaluate, run, None, "dev")[0].startswith("stage 1, dev queries")
 
 
 def test_an_older_run_is_evaluated_with_a_warning(lab, finished):
     run, later = finished
     expected = lab.call(runs.evaluate, run)
-    values = json.loads((run / "index.json").read_text("utf-8"))
-    del values["part_hashes"]
-    replace(run, "index.json", values)
+    stage = run / "stages" / "01"
+    forget(stage, "index.json")
+    (stage / "index.json").unlink()
     with edited(later.parent / "first" / "corpus.jsonl", "quick brown", "quick green"):
         warning, *lines = lab.call(runs.evaluate, run)
-    assert warning.startswith(f"warning: {run / 'index.json'}: no checksums of the corpora")
+    assert warning.startswith(f"warning: {stage / 'index.json'}: no checksums of the corpora")
     assert len(lines) == len(expected)
 
 

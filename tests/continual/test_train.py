@@ -9,7 +9,7 @@ from accelerate import Accelerator
 from accelerate.state import AcceleratorState
 
 from continual import runs
-from continual.config.schema import load_config
+from continual.config.loading import load_config
 
 
 def launch(monkeypatch, *arguments: str) -> int:

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from continual.config.schema import preset_names
+from continual.config.loading import preset_names
 from continual.trainer import Trainer
 from continual.update.optimizer import named_state
 from continual.update.update import Taken, Update

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from transformers.utils import logging
 
 from dsi.corpus.corpus import read_corpus, write_corpus
 from dsi.errors import UserError
@@ -35,17 +36,30 @@ def corpus(folder: Path, entries: dict[str, tuple[str, str]]) -> Path:
     return write_corpus(folder, documents, [], {})
 
 
-def index_json(run: Path, **changes) -> None:
+IDS = ["violin", "whale", "meadow", "glacier", "lantern", "copper"]
+
+
+def index_json(run: Path, stage: int = 1, **changes) -> None:
+    """The settings of a stage's index."""
+    places = [run.parent / "first", run.parent / "second"][: stage + 1]
     values = {
-        "schema": 1,
+        "schema": 2,
         "docids": "atomic",
-        "corpora": [str(run.parent / "first"), str(run.parent / "second")],
+        "documents": [4, 6][stage],
+        "corpora": [str(place) for place in places],
+        "part_hashes": [dict(read_corpus(place).part_hashes) for place in places],
         "deduplicate": "none",
+        "beams": 10,
+        "length_penalty": 0.0,
         "title": True,
         "lowercase": False,
         "prompt": "",
     }
-    write_json(run / "index.json", {**values, **changes})
+    write_json(run / "stages" / f"0{stage}" / "index.json", {**values, **changes})
+
+
+def point(run: Path, index: Any) -> None:
+    write_json(run / "index.json", {"schema": 2, "index": index})
 
 
 @pytest.fixture(scope="module")
@@ -57,18 +71,21 @@ def made(tmp_path_factory) -> Path:
     corpus(root / "second", SECOND)
     texts = [" ".join(entry) for entry in (*FIRST.values(), *SECOND.values())]
     tokenizer = train_tokenizer([*texts, *QUERIES, *map(str.lower, texts), "find:"], 120)
-    tokenizer.save_pretrained(run / "tokenizer")
     sizes: dict[str, Any] = dict(
         d_model=16, d_kv=8, d_ff=16, num_layers=1, num_heads=2, embedding_std=1.0
     )
     model = from_scratch(1, vocab_size=len(tokenizer), code_sizes=[4], **sizes)
-    model.save_pretrained(run / "stages" / "00" / "model")
-    model.resize([6], torch.Generator().manual_seed(2))
-    model.save_pretrained(run / "stages" / "01" / "model")
     # docids are given in order of arrival, whatever the order in the corpus
-    write_text(run / "docids" / "D0.tsv", "violin\t0\nwhale\t1\nmeadow\t2\nglacier\t3\n")
-    write_text(run / "docids" / "D1.tsv", "lantern\t4\ncopper\t5\n")
-    index_json(run)
+    lines = [f"{key}\t{n}\tD{n // 4}\n" for n, key in enumerate(IDS)]
+    for stage, count in enumerate((4, 6)):
+        if stage:
+            model.resize([6], torch.Generator().manual_seed(2))
+        folder = run / "stages" / f"0{stage}"
+        model.save_pretrained(folder / "model")
+        tokenizer.save_pretrained(folder / "tokenizer")
+        write_text(folder / "docids.tsv", "".join(lines[:count]))
+        index_json(run, stage)
+    point(run, "stages/01")
     return run
 
 
@@ -108,9 +125,8 @@ def test_scores_are_the_models(made):
         hidden = model.query_states(torch.from_numpy(ids), torch.from_numpy(mask).long())
         logp = torch.log_softmax(hidden @ model.docids.rows.T, 1)[0]
     order = logp.argsort(descending=True).tolist()
-    ids_in_order = ["violin", "whale", "meadow", "glacier", "lantern", "copper"]
     (results,) = index.search(["river of ice"], k=3)
-    assert [result.document_id for result in results] == [ids_in_order[i] for i in order[:3]]
+    assert [result.document_id for result in results] == [IDS[i] for i in order[:3]]
     assert [r.score for r in results] == pytest.approx(
         [float(logp[i]) for i in order[:3]], abs=1e-5
     )
@@ -210,10 +226,83 @@ def test_a_prompt_is_no_word_of_the_query(run):
 
 
 def test_a_former_stage_knows_its_documents_alone(made):
-    index = SearchIndex.load(made, stage=0)
+    index = SearchIndex.load(made / "stages" / "00")
     assert len(index) == 4
     assert {result.document_id for result in index.search(["green"], k=9)[0]} == set(FIRST)
-    assert SearchIndex.load(made, stage=1).search(QUERIES) == SearchIndex.load(made).search(QUERIES)
+    last = SearchIndex.load(made / "stages" / "01")
+    assert last.search(QUERIES) == SearchIndex.load(made).search(QUERIES)
+
+
+def test_the_folder_of_an_index_is_whole(made, tmp_path):
+    copy = shutil.copytree(made / "stages" / "01", tmp_path / "copy")
+    assert SearchIndex.load(str(copy)).search(QUERIES) == SearchIndex.load(made).search(QUERIES)
+
+
+def test_opening_an_index_prints_nothing(made, capfd):
+    before = logging.is_progress_bar_enabled()
+    logging.enable_progress_bar()
+    try:
+        SearchIndex.load(made)
+        assert logging.is_progress_bar_enabled()
+    finally:
+        logging.enable_progress_bar() if before else logging.disable_progress_bar()
+    assert capfd.readouterr() == ("", "")
+
+
+def test_corpora_are_chosen_by_their_names(made):
+    index = SearchIndex.load(made)
+    assert index.corpus_names == ["D0", "D1"]
+    for names, expected in ((["D1"], SECOND), (["D0"], FIRST), (["D1", "D0"], FIRST | SECOND)):
+        part = index.among(corpora=names)
+        assert {result.document_id for result in part.search("green", k=9)} == set(expected)
+    for wrong, said in ((["D2"], "corpora: no 'D2' in this index; it has 'D0', 'D1'"), ("D1", "a")):
+        with pytest.raises(UserError, match=said):
+            index.among(corpora=wrong)
+
+
+def test_rows_that_are_nobodys_are_never_found(run):
+    whole = SearchIndex.load(run)
+    write_text(
+        run / "stages/01/docids.tsv",
+        "".join(f"{key}\t{n}\tD{n // 4}\n" for n, key in enumerate(IDS) if key != "whale"),
+    )
+    index_json(run, documents=5)
+    index = SearchIndex.load(run)
+    assert len(index) == 5
+    assert index.search(QUERIES, k=9) == whole.without(["whale"]).search(QUERIES, k=9)
+    for restrict in ("among", "without"):
+        part, other = (getattr(i, restrict)(["glacier", "copper"]) for i in (index, whole))
+        expected = [
+            [r for r in found if r.document_id != "whale"] for found in other.search(QUERIES)
+        ]
+        assert part.search(QUERIES) == expected
+    with pytest.raises(UserError, match="no document 'whale'"):
+        index.without(["whale"])
+
+
+OUTSIDE = ["..", "../first", "/", ".", "", "stages/..", "stages/../../run", "a\0b", 3, None]
+
+
+@pytest.mark.parametrize("index", OUTSIDE)
+def test_an_index_outside_of_its_folder_is_not_opened(run, index):
+    point(run, index)
+    assert one_line(run).startswith(f"{run}/index.json: index must name a folder below")
+
+
+def test_a_link_out_of_the_folder_is_not_followed(run):
+    (run / "link").symlink_to(run.parent / "elsewhere")
+    shutil.move(run / "stages", run.parent / "elsewhere")
+    point(run, "link/01")
+    assert "must name a folder below" in one_line(run)
+
+
+def test_a_folder_may_name_one_that_names_another(run):
+    write_json(run / "stages" / "index.json", {"schema": 2, "index": "01"})
+    point(run, "stages")
+    assert len(SearchIndex.load(run)) == 6
+    (run / "stages" / "again").symlink_to(run / "stages")  # a circle
+    write_json(run / "stages" / "index.json", {"schema": 2, "index": "again"})
+    assert "must name a folder below" in one_line(run)
 
 
 def test_the_prompt_and_letter_case_of_the_run_are_applied(run):
@@ -251,36 +340,35 @@ def test_snippets_end_between_words(characters):
         assert set(snippet[:-1].split()) <= set(text.split()) | {"Whal"}  # one word is cut
 
 
-def one_line(run: Path, stage: int | None = None) -> str:
+def one_line(run: Path) -> str:
     with pytest.raises(UserError) as caught:
-        SearchIndex.load(run, stage)
+        SearchIndex.load(run)
     message = str(caught.value)
     assert "\n" not in message
     return message
 
 
-def test_what_is_no_run_is_one_line(run):
-    assert "index.json" in one_line(run.parent)
-    assert "no stage 7; there are [0, 1]" in one_line(run, 7)
-    index_json(run, schema=2)
-    assert "schema 2" in one_line(run)
+def test_what_is_no_index_is_one_line(run):
+    assert "no index here (index.json is missing)" in one_line(run.parent)
+    write_json(run / "index.json", {"schema": 1, "docids": "atomic"})  # as runs had it
+    assert "schema 1, this version reads 2" in one_line(run)
     write_text(run / "index.json", "{")
     assert "index.json: broken JSON" in one_line(run)
-    index_json(run)
-    shutil.rmtree(run / "stages")
-    assert "--resume" in one_line(run)
+    point(run, "stages/01")
+    (run / "stages/01/index.json").unlink()  # as a stage that was stopped half-way
+    assert one_line(run).startswith(f"{run}/stages/01: no index here")
 
 
-@pytest.mark.parametrize("name", ["docids/D1.tsv", "stages/01/model/model.safetensors"])
-def test_a_run_with_a_missing_file_is_one_line(run, name):
-    (run / name).unlink()
+@pytest.mark.parametrize("name", ["docids.tsv", "model/model.safetensors"])
+def test_an_index_with_a_missing_file_is_one_line(run, name):
+    (run / "stages" / "01" / name).unlink()
     assert Path(name).name in one_line(run)
 
 
 def test_a_missing_tokenizer_or_corpus_is_one_line(run):
     shutil.rmtree(run.parent / "second")
     assert "second" in one_line(run)
-    shutil.rmtree(run / "tokenizer")
+    shutil.rmtree(run / "stages" / "01" / "tokenizer")
     assert "tokenizer" in one_line(run)
 
 

@@ -1,11 +1,12 @@
 """Checksums: noted once, verified when read, taken off before a file is written anew."""
 
 import json
+import shutil
 
 import pytest
 
 from dsi.errors import UserError
-from dsi.manifest import forget, record, verify
+from dsi.manifest import Changed, folder_checksum, forget, record, text_hash, verify
 
 
 @pytest.fixture
@@ -51,6 +52,30 @@ def test_what_is_gone_or_no_file_is_named(folder):
     (folder / "a.txt").mkdir()
     with pytest.raises(UserError, match=r"a\.txt: cannot be read"):
         verify(folder)
+
+
+def test_a_hash_of_a_text_and_of_a_folder(tmp_path, folder):
+    assert text_hash("a") == "ca978112ca1bbdcafac231b39a23dc4d"  # sha256sum of one letter
+    assert len({text_hash(text) for text in ("a", "a ", "\ud800", "")}) == 4
+    before = folder_checksum(folder)
+    (folder / "b/c.bin").write_text("in a folder below")
+    assert folder_checksum(folder) == before
+    copy = shutil.copytree(folder, tmp_path.parent / "copy")
+    assert folder_checksum(copy) == before
+    (folder / "a.txt").rename(folder / "b.txt")
+    assert folder_checksum(folder) != before
+
+
+def test_an_older_list_without_its_own_checksum_is_read(folder):
+    record(folder)
+    sums = json.loads((folder / "manifest.json").read_text())["sha256"]
+    (folder / "manifest.json").write_text(json.dumps({"sha256": sums}, indent=1) + "\n")
+    verify(folder)
+    (folder / "a.txt").write_text("another")
+    with pytest.raises(Changed) as caught:
+        verify(folder)
+    assert caught.value.path == folder / "a.txt"
+    assert str(caught.value).startswith(f"{folder}/a.txt: {caught.value.what}; restore the file")
 
 
 def test_without_a_manifest_nothing_is_refused(folder):

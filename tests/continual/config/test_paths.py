@@ -2,8 +2,8 @@
 
 import pytest
 
+from continual.config.loading import dump, load_config, read_resolved
 from continual.config.paths import NAMES, expand
-from continual.config.schema import dump, load_config, read_resolved
 from dsi.errors import UserError
 
 

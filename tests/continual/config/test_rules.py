@@ -4,8 +4,9 @@ import dataclasses
 
 import pytest
 
+from continual.config.loading import load_config
 from continual.config.rules import check
-from continual.config.schema import load_config
+from continual.config.schema import TrainingConfig
 from dsi.errors import UserError
 
 SEMANTIC = ("docids=semantic", "docids.embedding.source=model", "training.updates=100")
@@ -51,6 +52,8 @@ def test_what_goes_together_passes(settings):
 def test_a_configuration_made_in_code_is_checked_like_a_file():
     config = load_config(None)
     check(config)
-    wrong = dataclasses.replace(config, threads=-1)
-    with pytest.raises(UserError, match="threads: must not be negative"):
+    with pytest.raises(ValueError, match=r"^threads: must be at least 0, got -1$"):
+        dataclasses.replace(config, threads=-1)
+    wrong = dataclasses.replace(config, training=TrainingConfig(accumulation=3))
+    with pytest.raises(UserError, match=r"^training\.accumulation: must divide"):
         check(wrong)

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from continual import runs
-from continual.config.schema import load_config
+from continual.config.loading import load_config
 from dsi.errors import UserError
 from tests.ranks import on_two_ranks
 

@@ -10,7 +10,8 @@ import pytest
 import torch
 from torch import nn
 
-from continual.config.schema import SharpnessMeasurement, load_config
+from continual.config.loading import load_config
+from continual.config.schema import SharpnessMeasurement
 from continual.measure.sharpness import hessian_times, measure, measure_stage, sample
 from continual.run.directory import stage_folder
 from continual.run.material import prepare
@@ -321,8 +322,8 @@ def test_the_fields_of_the_file(lab):
 @pytest.mark.parametrize(
     ("setting", "start"),
     [
-        ("examples=-1", "evaluation.sharpness.examples: must not be negative"),
-        ("rho=0", "evaluation.sharpness.rho: must be above zero"),
+        ("examples=-1", "evaluation.sharpness.examples: must be at least 0"),
+        ("rho=0", "evaluation.sharpness.rho: must be above 0"),
         ("ascents=0", "evaluation.sharpness.ascents: must be at least 1"),
         ("iterations=0", "evaluation.sharpness.iterations: must be at least 1"),
         ("radius=1", "evaluation.sharpness.radius: unknown key"),

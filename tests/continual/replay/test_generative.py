@@ -53,7 +53,7 @@ def begin(lab, material, tmp_path, monkeypatch):
 
 
 def make(**settings):
-    settings = {"queries_per_document": 3, "generator": TINY, **settings}
+    settings = {"queries_per_document": 3, "stored_queries": 0.0, "generator": TINY, **settings}
     return GenerativeReplay(GenerativeReplay.Config(**settings))
 
 
@@ -253,7 +253,7 @@ def test_impossible_settings_are_one_line(lab, setting):
 
 
 def test_with_an_infinite_ratio_it_is_no_replay(lab):
-    run = lab.train("replay.name=generative", "replay.ratio=.inf", "replay.stored_queries=0.5")
+    run = lab.train("replay.name=generative", "replay.ratio=.inf", "replay.first_stage=0")
     assert lab.results(run) == lab.results(lab.kept())
 
 

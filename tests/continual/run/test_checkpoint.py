@@ -8,8 +8,8 @@ from safetensors.torch import save_file
 
 from continual.run import checkpoint as module
 from continual.run.checkpoint import Checkpoint, fitting, load_latest, save
+from dsi import manifest
 from dsi.errors import UserError
-from dsi.manifest import checksum
 
 
 def checkpoint(stage, update, finished=False):
@@ -100,10 +100,11 @@ def test_a_damaged_checkpoint_is_named_and_skipped(tmp_path, file, how):
 
 
 def resealed(folder, **names):
-    """The manifest as if it had been written so; None: the file is not listed."""
-    sums = {path.name: checksum(path) for path in folder.iterdir() if path.name != module.MANIFEST}
-    sums = {name: digest for name, digest in {**sums, **names}.items() if digest}
-    (folder / module.MANIFEST).write_text(module._manifest(dict(sorted(sums.items()))))
+    """The manifest as if it had been written so, with more ``names``."""
+    manifest.forget(folder)
+    manifest.record(folder)
+    sums = json.loads((folder / manifest.NAME).read_text())["sha256"]
+    manifest._write(folder, {**sums, **names})
 
 
 def state(folder, **values):
@@ -117,9 +118,12 @@ def narrow(folder):
 
 OPTIMIZER = "optimizer.safetensors"
 CRAFTED = {
-    "a name that climbs": (lambda f: resealed(f, **{"../escape": "0" * 64}), "outside"),
-    "the folder above": (lambda f: resealed(f, **{"..": "0" * 64}), "outside of the folder"),
-    "a path": (lambda f: resealed(f, **{"/etc/passwd": "0" * 64}), "outside of the folder"),
+    "a name that climbs": (
+        lambda f: resealed(f, **{"../escape": "0" * 64}),
+        "outside of its folder",
+    ),
+    "the folder above": (lambda f: resealed(f, **{"..": "0" * 64}), "outside of its"),
+    "a path": (lambda f: resealed(f, **{"/etc/passwd": "0" * 64}), "outside of its"),
     "a group that climbs": (lambda f: state(f, groups=["../w"]), "../w.safetensors is missing"),
     "a group gone": (lambda f: (f / OPTIMIZER).unlink(), f"{OPTIMIZER} is missing"),
     "groups that are no list": (lambda f: state(f, groups=5), "not what was written: TypeError"),

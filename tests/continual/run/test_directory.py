@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from continual import runs
-from continual.config.schema import dump, read_resolved
+from continual.config.loading import dump, read_resolved
 from continual.measure.evaluation import METRICS
 from continual.run import directory
 from continual.run.material import prepare
@@ -55,6 +55,9 @@ def test_the_files_of_a_finished_run(lab):
         expected |= {f"stages/0{n}/run.D{o}.trec" for o in range(n + 1)}
         expected |= {f"stages/0{n}/pseudo_queries.jsonl", f"stages/0{n}/memory_quality.json"}
         expected |= {f"stages/0{n}/model/model.safetensors", f"stages/0{n}/model/config.json"}
+        expected |= {
+            f"stages/0{n}/{x}" for x in ("index.json", "docids.tsv", "tokenizer/tokenizer.json")
+        }
     assert expected <= names
     assert {name.split("/")[1] for name in names if name.startswith("checkpoints/")} == {
         "01-00000008-end",

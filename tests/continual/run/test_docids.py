@@ -1,9 +1,12 @@
 """Docids of every scheme in whole runs: assigned once, written, read, and resumed with."""
 
 import json
+from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
+from accelerate import Accelerator
 
 from continual import runs
 from continual.run import directory
@@ -64,7 +67,7 @@ def test_searching_a_run(lab, name):
     for line, results in zip(lines, index.search(texts), strict=True):
         assert [result.document_id for result in results] == line["top"]
     ids = list(docids(run))
-    own = index.among(corpora=[1])
+    own = index.among(corpora=["D1"])
     assert len(own) == lab.sizes[1]
     of_corpus = set(ids[lab.sizes[0] : lab.sizes[0] + lab.sizes[1]])
     full = index.search(texts, k=len(ids))
@@ -75,14 +78,14 @@ def test_searching_a_run(lab, name):
         assert [r.document_id for r in part] == expected
     gone = index.without(ids[:7])
     assert {r.document_id for r in gone.search(texts[:1], k=99)[0]} == set(ids[7:])
-    early = SearchIndex.load(run, stage=0)
+    early = SearchIndex.load(run / "stages" / "00")
     assert len(early) == lab.sizes[0]
-    with pytest.raises(UserError, match="no D9"):
-        index.among(corpora=[9])
+    with pytest.raises(UserError, match="no 'D9'"):
+        index.among(corpora=["D9"])
     with pytest.raises(UserError, match="no document 'x'"):
         index.without(["x"])
     with pytest.raises(UserError, match="none is left"):
-        own.among(corpora=[0])
+        own.among(corpora=["D0"])
 
 
 def test_the_trie_of_a_stage_holds_its_documents(lab):
@@ -162,7 +165,8 @@ def test_other_processes_read_what_the_first_wrote(lab, tmp_path):
     from continual.run.material import prepare
 
     stream = prepare(config, run / "tokenizer").stream
-    other = Assignment(config, stream, run, is_main=False, wait=lambda: None)
+    second: Any = SimpleNamespace(is_main_process=False, wait_for_everyone=lambda: None)
+    other = Assignment(config, stream, run, second)
     assert other.corpora == 0
     other.extend(1)
     assert other.corpora == 2
@@ -179,7 +183,7 @@ def assigned(lab, changing, tmp_path):
         config = lab.config(*changing, *settings)
         stream = prepare(config).stream
         folder = tmp_path / "run"
-        return Assignment(config, stream, folder, True, lambda: None), stream
+        return Assignment(config, stream, folder, Accelerator()), stream
 
     return make
 
@@ -230,7 +234,7 @@ def test_string_docids_of_removed_documents_go(assigned):
 
 def test_without_removals_codes_are_the_schemes_own(lab, tmp_path):
     config = lab.config("docids=naive")
-    assignment = Assignment(config, prepare(config).stream, tmp_path, True, lambda: None)
+    assignment = Assignment(config, prepare(config).stream, tmp_path, Accelerator())
     assignment.extend(2)
     assert np.shares_memory(assignment.codes(2), assignment.scheme.codes_NT), "no copy"
     assert np.array_equal(assignment.codes(2), assignment.scheme.codes_NT)

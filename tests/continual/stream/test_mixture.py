@@ -8,7 +8,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from continual.config.schema import RunConfig, TrainingConfig, load_config
+from continual.config.loading import load_config
+from continual.config.schema import RunConfig, TrainingConfig
 from continual.run.material import prepare
 from continual.stream.mixture import document_groups, prompt_ids, stage_sources, window_updates
 from continual.stream.view import QueryPool

@@ -122,9 +122,9 @@ def test_docids_without_their_word_frequencies_cannot_grow(documents):
 
 
 def test_settings_that_cannot_work():
-    with pytest.raises(ValueError, match=r"^keywords: .* 1 or more"):
+    with pytest.raises(ValueError, match=r"^keywords: .* at least 1"):
         Keyword.Config(keywords=0)
-    with pytest.raises(ValueError, match=r"^max_length: .* 1 or more"):
+    with pytest.raises(ValueError, match=r"^max_length: .* at least 1"):
         Keyword.Config(max_length=0)
 
 

@@ -82,7 +82,7 @@ def test_readable_digits_above_ten_are_kept_apart(tokenizer):
 
 @pytest.mark.parametrize("base", [1, 0, -10])
 def test_bases_that_cannot_count(base):
-    with pytest.raises(ValueError, match=r"^base: .* 2 or more"):
+    with pytest.raises(ValueError, match=r"^base: .* at least 2"):
         Naive.Config(base)
 
 

@@ -110,7 +110,7 @@ def test_truncation_that_was_left_on_does_not_shorten_titles(documents, tokenize
 
 
 def test_mistakes_are_named(documents, tokenizer):
-    with pytest.raises(ValueError, match=r"^max_length: .* 1 or more"):
+    with pytest.raises(ValueError, match=r"^max_length: .* at least 1"):
         Title.Config(max_length=0)
     with pytest.raises(ValueError, match="tokenizer"):
         Title().extend(NewDocuments(count=1, titles=lambda: ["mill"]))

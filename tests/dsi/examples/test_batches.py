@@ -26,7 +26,7 @@ from dsi.examples.sources import (
     QuerySource,
     TextSource,
 )
-from dsi.text.tokens import Tokens, gather, padded
+from dsi.text.tokens import Tokens, padded, slices
 from dsi.text.views import View
 
 PROMPT = np.array([900, 901], np.int32)
@@ -66,11 +66,11 @@ def same(one: Batch, other: Batch) -> bool:
 def test_gather_puts_the_prompt_in_front_of_each_span():
     tokens = Tokens.from_lists([[5, 6, 7], [8], [9, 10]])
     spans = (np.array([1, 3, 4]), np.array([2, 1, 2]))
-    plain, prompted = gather(tokens, *spans), gather(tokens, *spans, prompt=PROMPT)
+    plain, prompted = slices(tokens, *spans), slices(tokens, *spans, prompt=PROMPT)
     assert [plain[i].tolist() for i in range(3)] == [[6, 7], [8], [9, 10]]
     assert [prompted[i].tolist()[:2] for i in range(3)] == [[900, 901]] * 3
     assert [prompted[i].tolist()[2:] for i in range(3)] == [[6, 7], [8], [9, 10]]
-    assert np.array_equal(gather(tokens, *spans, prompt=NO_PROMPT).values, plain.values)
+    assert np.array_equal(slices(tokens, *spans, prompt=NO_PROMPT).values, plain.values)
 
 
 @given(st.lists(st.lists(st.integers(3, 99), min_size=1, max_size=9), min_size=1, max_size=8))

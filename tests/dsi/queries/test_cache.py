@@ -2,8 +2,9 @@ import json
 
 import pytest
 
-from dsi.queries.cache import cached_generate, document_hash
-from dsi.queries.sampling import SamplingConfig
+from dsi.manifest import text_hash
+from dsi.queries.cache import cached_generate
+from dsi.queries.sampling import DecodingConfig
 
 TEXTS = ["a heron", "a mill", "a clock"]
 
@@ -12,10 +13,10 @@ class Fake:
     """Counts what it is asked; its queries name everything they depend on."""
 
     def __init__(self, name="one", sampling=None):
-        self.name, self.sampling, self.asked = name, sampling or SamplingConfig(), []
+        self.name, self.sampling, self.asked = name, sampling or DecodingConfig(), []
 
     def fingerprint(self):
-        return document_hash(self.name) * 2
+        return text_hash(self.name) * 2
 
     def generate(self, texts, keys, count, seed, *, accelerator=None, progress=False):
         self.asked.append(list(texts))
@@ -67,7 +68,7 @@ def test_the_report_tells_what_was_made_and_what_was_read():
         lambda: cached_generate(fake := Fake(), TEXTS, 3, seed=0) and fake,
         lambda: cached_generate(fake := Fake(), TEXTS, 2, seed=1) and fake,
         lambda: (
-            cached_generate(fake := Fake(sampling=SamplingConfig(top_k=5)), TEXTS, 2, seed=0)
+            cached_generate(fake := Fake(sampling=DecodingConfig(top_k=5)), TEXTS, 2, seed=0)
             and fake
         ),
         lambda: cached_generate(fake := Fake(), TEXTS, 2, seed=0, keys=["x", "y", "z"]) and fake,
@@ -127,11 +128,6 @@ def test_only_the_main_process_writes_and_every_process_generates(cache, monkeyp
         is_main_process = False
 
     fake = Fake()
-    expected = Fake().generate(TEXTS, [document_hash(t) for t in TEXTS], 2, 0)
+    expected = Fake().generate(TEXTS, [text_hash(t) for t in TEXTS], 2, 0)
     assert cached_generate(fake, TEXTS, 2, seed=0, accelerator=Second()) == expected
     assert fake.asked == [TEXTS] and not list(cache.rglob("*.jsonl"))
-
-
-def test_document_hash():
-    assert document_hash("a") == "ca978112ca1bbdcafac231b39a23dc4d"
-    assert document_hash("a") != document_hash("a ")

@@ -9,7 +9,7 @@ from transformers import AutoModelForSeq2SeqLM, T5Config, T5ForConditionalGenera
 import dsi.queries.generator as module
 from dsi.errors import UserError
 from dsi.queries.generator import GeneratorConfig, QueryGenerator
-from dsi.queries.sampling import SamplingConfig
+from dsi.queries.sampling import DecodingConfig
 from dsi.text.tokens import train_tokenizer
 
 TEXTS = [
@@ -60,7 +60,7 @@ def generator(tokenizer):
 def sampled(generator):
     """The shared generator, with any sampling; put back afterwards."""
     yield generator
-    generator.sampling = SamplingConfig()
+    generator.sampling = DecodingConfig()
 
 
 def test_same_seed_same_weights_and_the_global_generator_is_untouched(tokenizer, generator):
@@ -77,7 +77,7 @@ def test_same_seed_same_weights_and_the_global_generator_is_untouched(tokenizer,
 
 
 def test_queries_do_not_depend_on_the_batch_or_its_order(sampled):
-    sampled.sampling = SamplingConfig(top_k=0, temperature=1.2)
+    sampled.sampling = DecodingConfig(top_k=0, temperature=1.2)
     whole = sampled.generate(TEXTS, KEYS, 4, seed=0)
     assert [len(set(own)) for own in whole] == [4] * 8
     for rows in (4, 8, 4096):
@@ -98,14 +98,14 @@ def test_several_processes_write_what_one_writes(sampled, monkeypatch):
         def __init__(self, index):
             self.process_index = index
 
-    def gather(rank, items):
+    def gather_objects(rank, items):
         mailbox[rank.process_index] = items
         barrier.wait(60)
         everything = [item for index in sorted(mailbox) for item in mailbox[index]]
         barrier.wait(60)
         return everything
 
-    monkeypatch.setattr(module, "gather", gather)
+    monkeypatch.setattr(module, "gather_objects", gather_objects)
 
     def work(index):
         results[index] = sampled.generate(TEXTS, KEYS, 3, 0, rows=6, accelerator=Rank(index))
@@ -141,7 +141,7 @@ def test_never_special_tokens_even_when_the_model_prefers_them(tokenizer):
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(module, "sample_tokens", spy)
-        generator.sampling = SamplingConfig(top_k=0, temperature=20.0)
+        generator.sampling = DecodingConfig(top_k=0, temperature=20.0)
         generator.generate(TEXTS, KEYS, 20, seed=0)
     ids = {i for own in written for row in own for i in row}
     assert len(ids) > 50 and not ids & {*special, tokenizer.eos_token_id}
@@ -152,20 +152,20 @@ def test_learns_eight_pairs_by_heart_without_any_copying(tokenizer):
     plain = replace(TINY, copy_bias=0.0, follow_bias=0.0, query_length=32)
     config = replace(plain, updates=130, learning_rate=1e-2)
     generator = QueryGenerator.train(TEXTS, QUERIES, tokenizer, config, seed=0)
-    generator.sampling = SamplingConfig(greedy=True)
+    generator.sampling = DecodingConfig(greedy=True)
     assert [own[0] for own in generator.generate(TEXTS, KEYS, 5, seed=0)] == QUERIES
 
 
 def test_greedy_gives_one_query_and_repeats_are_dropped(sampled):
-    sampled.sampling = SamplingConfig(greedy=True)
+    sampled.sampling = DecodingConfig(greedy=True)
     assert [len(own) for own in sampled.generate(TEXTS, KEYS, 5, seed=0)] == [1] * 8
-    sampled.sampling = SamplingConfig(top_k=1)
+    sampled.sampling = DecodingConfig(top_k=1)
     assert [len(own) for own in sampled.generate(TEXTS, KEYS, 5, seed=0)] == [1] * 8
     assert sampled.generate([], [], 5, seed=0) == []
 
 
 def test_save_and_load(sampled, tmp_path):
-    sampled.sampling = SamplingConfig(top_k=5, temperature=0.8)
+    sampled.sampling = DecodingConfig(top_k=5, temperature=0.8)
     sampled.save(tmp_path / "generator")
     assert (tmp_path / "generator" / "model.safetensors").is_file()
     loaded = QueryGenerator.load(tmp_path / "generator")
@@ -233,7 +233,7 @@ def test_a_local_checkpoint_keeps_its_head_and_its_scale(version, tokenizer, tmp
         torch.testing.assert_close(t5.lm_head.weight, checkpoint.lm_head.weight)
         torch.testing.assert_close(t5.shared.weight, checkpoint.shared.weight)
     assert loaded.fingerprint() == generator.fingerprint()
-    generator.sampling = SamplingConfig(top_k=0, temperature=3.0)
+    generator.sampling = DecodingConfig(top_k=0, temperature=3.0)
     assert all(len(own) == 4 for own in generator.generate(TEXTS, KEYS, 4, seed=0))
     assert generator.forbidden[len(tokenizer) :].all()
 
@@ -242,7 +242,7 @@ def test_the_loss_is_the_model_s_own_without_copying(generator, tokenizer):
     plain = QueryGenerator(generator.model, tokenizer, replace(TINY, copy_bias=0, follow_bias=0))
     sources, targets = plain._ids(TEXTS[:3], 40), plain._ids(QUERIES[:4], 16)
     owner = np.array([0, 0, 1, 2])
-    loss = plain._loss(module.Batch(sources, targets, owner))
+    loss = plain._loss(module.PairBatch(sources, targets, owner))
     input_DL, mask_DL = module._pad([sources[i] for i in owner], 0, torch.device("cpu"))
     labels, valid = module._pad(targets, 0, torch.device("cpu"))
     labels[valid == 0] = -100

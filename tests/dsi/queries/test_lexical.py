@@ -86,11 +86,11 @@ def test_fit_adds_up_and_state_survives_json():
 
 
 def test_settings_that_cannot_work():
-    with pytest.raises(UserError, match="share_terms=2"):
+    with pytest.raises(UserError, match=r"^share_terms: must be at most 1, got 2"):
         LexicalQueries.Config(share_terms=2)
-    with pytest.raises(UserError, match="span_min=5, span_max=4"):
+    with pytest.raises(UserError, match=r"^span_min: must be at most span_max=4, got 5"):
         LexicalQueries.Config(span_min=5, span_max=4)
-    with pytest.raises(UserError, match="terms_min=0"):
+    with pytest.raises(UserError, match=r"^terms_min: must be at least 1"):
         LexicalQueries.Config(terms_min=0)
     with pytest.raises(ValueError, match="fit"):
         LexicalQueries().generate(TEXTS, KEYS, 1, seed=0)

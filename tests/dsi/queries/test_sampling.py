@@ -8,7 +8,7 @@ from transformers import T5Config, T5ForConditionalGeneration
 from dsi.errors import UserError
 from dsi.queries.sampling import (
     CachedDecoder,
-    SamplingConfig,
+    DecodingConfig,
     candidates,
     draw,
     largest,
@@ -87,7 +87,7 @@ def test_top_k_1_is_greedy_is_hugging_face_s_greedy(version):
     forbidden = torch.zeros(VOCABULARY, dtype=torch.bool)
     forbidden[[PAD, 2, 30, 31]] = True
 
-    def ours(sampling: SamplingConfig, samples: int) -> list[list[list[int]]]:
+    def ours(sampling: DecodingConfig, samples: int) -> list[list[list[int]]]:
         uniform = torch.rand((4, samples, 12), dtype=torch.float64)
         return sample_tokens(
             t5, input_DL, mask_DL, uniform, sampling, forbidden_V=forbidden, start=PAD, end=END
@@ -105,8 +105,8 @@ def test_top_k_1_is_greedy_is_hugging_face_s_greedy(version):
         eos_token_id=END,
     )
     expected = [[i for i in row[1:] if i not in (PAD, END)] for row in reference.tolist()]
-    assert [own[0] for own in ours(SamplingConfig(greedy=True), 1)] == expected
-    assert ours(SamplingConfig(top_k=1), 3) == [[row] * 3 for row in expected]
+    assert [own[0] for own in ours(DecodingConfig(greedy=True), 1)] == expected
+    assert ours(DecodingConfig(top_k=1), 3) == [[row] * 3 for row in expected]
 
 
 def test_only_allowed_tokens_and_never_nothing():
@@ -114,7 +114,7 @@ def test_only_allowed_tokens_and_never_nothing():
     forbidden = torch.zeros(VOCABULARY, dtype=torch.bool)
     forbidden[[PAD, *range(10, VOCABULARY)]] = True
     uniform = torch.rand((4, 20, 10), dtype=torch.float64)
-    sampling = SamplingConfig(top_k=0, temperature=5.0)
+    sampling = DecodingConfig(top_k=0, temperature=5.0)
     rows = sample_tokens(
         t5, input_DL, mask_DL, uniform, sampling, forbidden_V=forbidden, start=PAD, end=END
     )
@@ -128,7 +128,7 @@ def test_top_p_keeps_the_fewest_tokens_that_hold_the_mass():
     logits = torch.randn(50, 30) * 2
     full = torch.softmax(logits.double(), -1)
     for top_p in (0.1, 0.5, 0.9, 0.999):
-        ids, p = candidates(logits, SamplingConfig(top_k=0, top_p=top_p))
+        ids, p = candidates(logits, DecodingConfig(top_k=0, top_p=top_p))
         torch.testing.assert_close(p.sum(-1), torch.ones(50, dtype=torch.float64))
         for row in range(50):
             kept = ids[row][p[row] > 0]
@@ -150,7 +150,7 @@ def test_filters_are_those_of_hugging_face():
             warped = TopKLogitsWarper(k)(None, warped)
         if top_p < 1:
             warped = TopPLogitsWarper(top_p)(None, warped)
-        sampling = SamplingConfig(top_k=k, top_p=top_p, temperature=temperature)
+        sampling = DecodingConfig(top_k=k, top_p=top_p, temperature=temperature)
         ids, p = candidates(logits, sampling)
         ours = torch.zeros(20, 30, dtype=torch.float64).scatter_(-1, ids, p)
         torch.testing.assert_close(ours, torch.softmax(warped.double(), -1), atol=1e-6, rtol=1e-5)
@@ -182,9 +182,9 @@ def test_draws_have_the_probabilities():
 def test_settings_that_cannot_work():
     for wrong in ({"top_k": -1}, {"top_p": 0.0}, {"top_p": 1.1}, {"temperature": 0.0}):
         with pytest.raises(UserError, match=next(iter(wrong))):
-            SamplingConfig(**wrong)
+            DecodingConfig(**wrong)
     with pytest.raises(UserError, match="greedy"):
-        SamplingConfig(greedy=True, top_k=5)
+        DecodingConfig(greedy=True, top_k=5)
 
 
 def test_the_model_is_left_as_it_was():
@@ -196,7 +196,7 @@ def test_the_model_is_left_as_it_was():
         input_DL,
         mask_DL,
         torch.full((4, 2, 5), 0.5, dtype=torch.float64),
-        SamplingConfig(),
+        DecodingConfig(),
         forbidden_V=torch.zeros(VOCABULARY, dtype=torch.bool),
         start=PAD,
         end=END,

@@ -34,19 +34,19 @@ def test_states_are_the_models(kind, shared, padded):
     model, ids, mask, codes_BKT = setup(**more)
     mask = mask if padded else torch.ones_like(mask)
     inference = Inference(model)
-    source = inference.encode(ids, mask)
+    encoded = inference.encode(ids, mask)
     states, _ = model.encode(ids, mask)
-    torch.testing.assert_close(source.states[mask.bool()], states[mask.bool()])
+    torch.testing.assert_close(encoded.states[mask.bool()], states[mask.bool()])
     past = inference.past(4, 3, 4)
     # beams that change places: beam k goes on from beam parents[k]
     parents = torch.tensor([[2, 0, 0], [1, 1, 2], [0, 2, 1], [2, 1, 0]])
-    first = inference.step(None, source, past)
+    first = inference.step(None, encoded, past)
     written = codes_BKT[:, :, :0]
     steps = [(first, written.new_zeros(4, 1, 0))]
     past.choose(torch.zeros(4, 3, dtype=torch.long))
     for position in range(3):
         written = torch.cat([written, codes_BKT[:, :, position : position + 1]], 2)
-        steps.append((inference.step(written[:, :, position], source, past), written))
+        steps.append((inference.step(written[:, :, position], encoded, past), written))
         past.choose(parents)
         written = written.gather(1, parents[..., None].expand(-1, -1, written.shape[2]))
     for position, (hidden_BKD, written) in enumerate(steps):
@@ -119,13 +119,13 @@ def test_it_is_a_copy_of_the_moment():
 def test_a_step_compiles_without_a_break():
     model, ids, mask, codes_BKT = setup()
     inference = Inference(model)
-    source = inference.encode(ids, mask)
+    encoded = inference.encode(ids, mask)
 
     def two_steps(codes_BK):
         past = inference.past(4, 3, 4)
-        inference.step(None, source, past)
+        inference.step(None, encoded, past)
         past.choose(torch.zeros(4, 3, dtype=torch.long))
-        return inference.step(codes_BK, source, past)
+        return inference.step(codes_BK, encoded, past)
 
     with torch.inference_mode():
         compiled = torch.compile(two_steps, backend="aot_eager", fullgraph=True)

@@ -1,9 +1,11 @@
 """Text to ids and back; flat arrays of texts; the cache."""
 
 import json
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
+import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from transformers import PreTrainedTokenizerFast
@@ -16,6 +18,8 @@ from dsi.text.tokens import (
     batches,
     cached_tokenize,
     load_tokenizer,
+    pad_id,
+    padded_tensors,
     prompt_ids,
     tokenize,
     tokenizer_fingerprint,
@@ -103,6 +107,25 @@ def test_concatenated_tokens_are_concatenated_lists(parts):
     flat = [ids for lists in parts for ids in lists]
     assert [tokens[i].tolist() for i in range(len(tokens))] == flat
     assert tokens.offsets.dtype == np.int64
+
+
+@given(st.lists(st.lists(st.integers(0, 2**31 - 1), min_size=1, max_size=5), min_size=1), st.data())
+def test_padded_tensors_hold_the_texts_and_nothing_else(lists, data):
+    rows = data.draw(st.lists(st.integers(0, len(lists) - 1), min_size=1, max_size=6))
+    multiple = data.draw(st.sampled_from([1, 4]))
+    ids, mask = padded_tensors(Tokens.from_lists(lists), np.array(rows), 7, multiple=multiple)
+    assert (ids.dtype, mask.dtype) == (torch.int64, torch.int64)
+    longest = max(len(lists[row]) for row in rows)
+    assert ids.shape == mask.shape == (len(rows), -(-longest // multiple) * multiple)
+    for row, line, real in zip(rows, ids.tolist(), mask.tolist(), strict=True):
+        kept = lists[row]
+        assert line == kept + [7] * (len(line) - len(kept))
+        assert real == [1] * len(kept) + [0] * (len(line) - len(kept))
+
+
+@pytest.mark.parametrize(("own", "expected"), [(None, 0), (0, 0), (3, 3)])
+def test_without_a_padding_token_it_is_the_first(own, expected):
+    assert pad_id(SimpleNamespace(pad_token_id=own)) == expected
 
 
 # --- a tokenizer of one's own ---------------------------------------------------------------------
