@@ -117,7 +117,7 @@ def _add(
     config, added, accelerator = _claim(held, folder)
     path = folder / "matrix.json"
     before = directory.read_matrix(path) if path.exists() else {"corpora": []}
-    arrivals, warnings = read_arrivals(config, added)
+    arrivals, _ = read_arrivals(config, added)
     old, done = len(arrivals.parts), len(before["corpora"])
     if done < old:
         raise UserError(
@@ -128,11 +128,11 @@ def _add(
     if remove:
         arrivals.check_removed(remove)
         entry["remove"] = list(remove)
-    more, found = read_added(config, entry)
+    more, warnings = read_added(config, entry)
     if replace and more is not None:
         ids = more.documents["id"].to_pylist()
         entry["replace"] = [*compress(ids, (arrivals.present(ids) >= 0).tolist())]
-    warnings += [*found, *arrivals.add(more, entry)]
+    warnings += arrivals.add(more, entry)
     material = prepare(config, folder / "tokenizer", read=(arrivals.parts, warnings))
     docids = Assignment(config, material.stream, folder, accelerator)
     docids.check(old)

@@ -74,8 +74,8 @@ class SearchIndex:
         self._corpus_N = documents.corpus_N
         # what the ranker calls each document, in rising order
         self._number_N = np.arange(len(documents.ids)) if numbers is None else numbers
-        self._replaced = settings.replaced
         self._corpora = [(corpus, id_rows(corpus.documents["id"])) for corpus in corpora]
+        self._new_texts = settings.new_texts
         self._lowercase = settings.lowercase
         self._allowed: np.ndarray | None = None
         self._prompt = prompt_ids(tokenizer, settings.prompt)
@@ -211,11 +211,8 @@ class SearchIndex:
 
     def _result(self, number: int, score: float) -> Result:
         document_id = self.document_ids[int(np.searchsorted(self._number_N, number))]
-        key, corpora = document_id, self._corpora
-        if document_id in self._replaced:
-            place, key = self._replaced[document_id]
-            corpora = [self._corpora[place]]
-        for corpus, lookup in corpora:
+        place, key = self._new_texts.get(document_id, (None, document_id))
+        for corpus, lookup in self._corpora if place is None else [self._corpora[place]]:
             row = int(lookup.rows([key])[0])
             if row >= 0:
                 found = corpus.documents.slice(row, 1)

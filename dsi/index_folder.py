@@ -48,13 +48,15 @@ class Settings:
     title: bool = True
     lowercase: bool = False
     prompt: str = ""
-    replaced: Mapping[str, list[Any]] = field(default_factory=dict)
-    """Documents whose text has changed: by id, [place in ``corpora``, id of the row with it]."""
+    new_texts: Mapping[str, Sequence[Any]] = field(default_factory=dict)
+    """Of documents whose texts were replaced: id -> place in ``corpora``, id of the row there."""
 
     def to_json(self) -> dict[str, Any]:
         """The content of index.json."""
-        values = {"schema": SCHEMA, **asdict(self)}
-        return values if self.replaced else {k: v for k, v in values.items() if k != "replaced"}
+        values = asdict(self)
+        if not self.new_texts:
+            del values["new_texts"]
+        return {"schema": SCHEMA, **values}
 
 
 @dataclass(frozen=True)
@@ -160,13 +162,15 @@ def _settings(path: Path, value: dict[str, Any]) -> Settings:
     with as_written(path):
         if len(value["part_hashes"]) != len(value["corpora"]):
             raise ValueError("part_hashes must be as many as corpora")
+        new = value.get("new_texts", {})
+        for place, row in new.values():
+            if type(place) is not int or not 0 <= place < len(value["corpora"]):
+                raise ValueError("new_texts must name places in corpora")
+            if not isinstance(row, str):
+                raise ValueError("new_texts must name rows by their ids")
         hashes = [{key: one[key] for key in ("documents", *SPLITS)} for one in value["part_hashes"]]
-        replaced = value.get("replaced", {})
-        for place, row in replaced.values():
-            if not (type(place) is int and 0 <= place < len(hashes) and isinstance(row, str)):
-                raise ValueError("replaced must name a corpus and a row")
     kept: dict[str, Any] = {key: value[key] for key in right}
-    return Settings(**{**kept, "part_hashes": hashes, "replaced": replaced})
+    return Settings(**{**kept, "part_hashes": hashes, "new_texts": new})
 
 
 def _is_below(path: Path, folder: Path) -> bool:

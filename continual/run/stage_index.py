@@ -11,6 +11,7 @@ from continual.config.schema import RunConfig
 from continual.run import directory
 from continual.stream.stream import Stream
 from dsi import index_folder
+from dsi.corpus.corpus import Corpus
 from dsi.corpus.ids import take
 from dsi.docids import codes_to_text
 from dsi.errors import UserError
@@ -30,19 +31,21 @@ def write_index(
 ) -> None:
     """Write the index of a stage (see :mod:`dsi.index_folder`), and name it as that of the run.
 
-    ``codes_NT``: by document number; documents that were removed are left out. index.json comes
-    last: until then there is no index.
+    ``codes_NT``: by document number; an index has the documents that are there in the stage.
+    index.json comes last: until then there is no index.
     """
     target = directory.stage_folder(folder, stage)
     save_tokenizer: Any = stream.tokenizer.save_pretrained
     replace_atomically(target / "model", model.save_pretrained)
     replace_atomically(target / "tokenizer", save_tokenizer)
     members = stream.members(stage)
-    if trie is not None:  # its documents are lines of docids.tsv
-        whole = len(members) == len(codes_NT)
-        (trie if whole else Trie.build(codes_NT[members], version=stage)).save(target / "trie")
-    ids, docids = stream.ids_of(members), codes_to_text(codes_NT[members])
+    if trie is not None:
+        # its documents are the lines of docids.tsv
+        own = trie if stream.is_whole(stage) else Trie.build(codes_NT[members], version=stage)
+        own.save(target / "trie")
+    ids = stream.ids_of(members)
     names = [f"D{n}" for n in stream.corpus_of(members).tolist()]
+    docids = codes_to_text(codes_NT[members])
     index_folder.write_documents(target / "docids.tsv", ids, docids, names)
     # one entry per source: the stream's own, and each corpus that was added up to this stage
     seen = {id(part.corpus) for part in stream.parts[: stage + 1]}
@@ -58,7 +61,7 @@ def write_index(
         title=config.data.title,
         lowercase=config.data.lowercase,
         prompt=config.prompts.retrieval,
-        replaced=_replaced(stream, stage, members),
+        new_texts=_new_texts(stream, stage, corpora),
     )
     write_json(target / "index.json", settings.to_json())
     named = {"schema": index_folder.SCHEMA, "index": target.relative_to(folder).as_posix()}
@@ -75,18 +78,16 @@ def text_sources(config: RunConfig, added: Sequence[Mapping[str, Any]]) -> list[
     return [corpus, *(entry["corpus"] for entry in added if "corpus" in entry)]
 
 
-def _replaced(stream: Stream, stage: int, members: np.ndarray) -> dict[str, list[Any]]:
-    """Where the new texts of replaced documents are (see ``index_folder.Settings.replaced``)."""
-    corpora, found = stream.corpora, {}
+def _new_texts(stream: Stream, stage: int, corpora: list[Corpus]) -> dict[str, list[Any]]:
+    """Where the texts of replaced documents are: see :class:`dsi.index_folder.Settings`."""
+    found = {}
     for part in stream.parts[: stage + 1]:
         place = next(n for n, corpus in enumerate(corpora) if corpus is part.corpus)
         rows = take(part.corpus.documents.select(["id"]), part.texts)["id"].to_pylist()
-        found |= {
-            document: [place, row]
-            for document, row in zip(stream.ids_of(part.replaced), rows, strict=True)
-        }
-    present = set(stream.ids_of(members)) if found else set()
-    return {document: where for document, where in found.items() if document in present}
+        pairs = zip(stream.ids_of(part.replaced), rows, strict=True)
+        found |= {document: [place, row] for document, row in pairs}
+    gone = set(stream.ids_of(np.flatnonzero(~stream.present(stage))))
+    return {document: place for document, place in found.items() if document not in gone}
 
 
 def absolute(value: Any) -> Any:

@@ -165,6 +165,15 @@ ATOMIC = {
     "index of checksums that are none": Bad(
         INDEX, changed("part_hashes", to=[7]), (SEARCH, EVALUATE), "restore the file"
     ),
+    "index whose new texts are a list": Bad(
+        INDEX, changed("new_texts", to=["d00"]), (SEARCH, EVALUATE), "restore the file"
+    ),
+    "index whose new texts are nowhere": Bad(
+        INDEX, changed("new_texts", to={"d00": [1, "d01"]}), (SEARCH, EVALUATE), "restore the file"
+    ),
+    "index whose new texts have no id": Bad(
+        INDEX, changed("new_texts", to={"d00": [0, 5]}), (SEARCH, EVALUATE), "restore the file"
+    ),
     "index of no beams": Bad(INDEX, changed("beams", to=0), (SEARCH,), "restore the file"),
     "index of more documents": Bad(
         INDEX, changed("documents", to=99), (SEARCH,), "restore the file", DOCIDS

@@ -17,22 +17,17 @@ from continual.run.directory import stage_folder
 from continual.run.material import prepare
 from continual.update.update import Update
 from dsi.errors import UserError
+from dsi.index import SearchIndex
 from dsi.search.trie import Trie
 from tests.continual.test_resume import interrupt, resume, timeless
 
 GONE = [set(), {"d01", "d05"}, {"d01", "d05", "d03"}, {"d01", "d05", "d03", "d18"}]
 LEFT = [18, 22, 21, 26]
-REPLAY = (
-    "replay.name=generative",
-    "replay.ratio=1",
-    "replay.queries_per_document=2",
-    "replay.first_stage=0",
-    "replay.stored_queries=0",
-)
+REPLAY = ("replay.name=generative", "replay.ratio=1", "replay.queries_per_document=2")
 METHODS = {
     "cl_seen": (),
     "cl_new": ("method=cl_new",),
-    "replay": (*REPLAY[:-1], "replay.stored_queries=0.3", "evaluation.events_every=3"),
+    "replay": (*REPLAY, "replay.stored_queries=0.3", "evaluation.events_every=3"),
     "naive": ("docids=naive", "docids.base=4", *REPLAY),
     "scratch": ("method=scratch", "training.stages=all"),
 }
@@ -56,7 +51,7 @@ def test_what_is_removed_is_nowhere_from_its_stage_on(lab, run):
     for stage in (0, 1, 3):
         path = stage_folder(run, stage) / "pseudo_queries.jsonl"
         for line in path.read_text("utf-8").splitlines() if path.exists() else []:
-            assert json.loads(line)["document"] not in GONE[max(stage, 1)]
+            assert json.loads(line)["document"] not in GONE[stage]
 
 
 def test_the_matrix_is_over_what_is_there(lab, run):
@@ -92,6 +87,24 @@ def test_a_row_is_computed_again_from_the_files(lab, run):
             assert [float(cell) for cell in line.split()[1:]] == values
 
 
+def test_an_index_has_what_is_there_in_its_stage_with_its_texts(lab, changing, run):
+    table = prepare(lab.config(*changing)).stream.parts[0].corpus.documents.to_pylist()
+    texts = {row["id"]: row["text"] for row in table}
+    new = [{}, {"d02": "t0"}, {"d02": "t0"}, {"d02": "t1", "d19": "t2"}]
+    for stage, gone in enumerate(GONE):
+        index = SearchIndex.load(stage_folder(run, stage))
+        there = sorted({f"d{n:02d}" for n in range([18, 24, 24, 30][stage])} - gone)
+        assert index.document_ids == there
+        for line in lab.per_query(run, stage)[:3]:
+            found = index.search(line["text"], LEFT[stage])
+            assert sorted(result.document_id for result in found) == there
+            for result in found:
+                row = new[stage].get(result.document_id, result.document_id)
+                assert result.text == texts[row]
+            # the same as the evaluation of the stage found
+            assert [result.document_id for result in found[:10]] == line["top"][:10]
+
+
 @pytest.mark.parametrize("method", ["cl_seen", "replay"])
 def test_rows_of_removed_documents_leave_the_weights(lab, changing, method):
     run = lab.kept(*changing, *METHODS[method])
@@ -116,13 +129,11 @@ def test_paths_of_removed_docids_leave_the_trie(lab, changing):
     for stage, gone in enumerate(GONE):
         trie = Trie.load(stage_folder(run, stage) / "trie")
         assert len(trie) == LEFT[stage]
-        table = (stage_folder(run, stage) / "docids.tsv").read_text().splitlines()
-        lines = [line.split("\t")[0] for line in table]  # the trie's documents are its lines
-        assert gone.isdisjoint(lines)
         for document, docid in list(docids.items())[: [18, 24, 24, 30][stage]]:
-            line = lines.index(document) if document in lines else -1
             found = trie.find([[int(code) for code in docid.split("-")]]).tolist()
-            assert found == [line]
+            # the documents of a trie are the lines of the stage's docids.tsv
+            there = sorted({*list(docids)[: [18, 24, 24, 30][stage]]} - gone)
+            assert found == [-1 if document in gone else there.index(document)]
 
 
 def test_replaced_documents_begin_anew_and_removed_ones_end(lab, changing):
@@ -181,8 +192,13 @@ def test_dsi_add_removes_and_replaces(lab, finished):
     ]
     index = json.loads((run / "stages/04/index.json").read_text())
     assert len(index["corpora"]) == len(index["part_hashes"]) == 2
-    assert index["replaced"] == {"d02": [1, "d02"], "d20": [1, "d20"]}
-    assert "replaced" not in json.loads((run / "stages/03/index.json").read_text())
+    assert index["new_texts"] == {"d02": [1, "d02"], "d20": [1, "d20"]}
+    (found,) = (r for r in SearchIndex.load(run).search("new", 50) if r.document_id == "d20")
+    assert found.text == "and of the twentieth"
+    (found,) = (
+        r for r in SearchIndex.load(run / "stages/03").search("new", 50) if r.document_id == "d20"
+    )
+    assert found.text != "and of the twentieth"
     matrix = lab.matrix(run)
     assert matrix["num_documents"] == [18, 6, 6, 0, 1]
     assert matrix["num_documents_at"][4] == [16, 6, 5, 0, 1]
