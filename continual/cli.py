@@ -288,7 +288,10 @@ def _index_folder(run: Path, stage: int | None) -> Path:
     found = (path.parent for path in (run / "stages").glob("[0-9]*/index.json"))
     folders = {int(path.name): path for path in found if path.name.isdecimal()}
     if not folders and not os.path.lexists(run / "index.json"):
-        raise UserError(f"{run}: no stage is finished yet; go on with dsi train --resume {run}")
+        raise UserError(
+            f"{run}: no stage has an index yet (a baseline never has one); go on with dsi train "
+            f"--resume {run}"
+        )
     if stage is not None and stage not in folders:
         raise UserError(f"--stage: {run} has no stage {stage}; there are {sorted(folders)}")
     return run if stage is None else folders[stage]

@@ -9,6 +9,7 @@ from typing import Any
 
 from accelerate import Accelerator
 
+from continual.baseline import BaselineRun
 from continual.config.loading import read_resolved
 from continual.config.schema import RunConfig
 from continual.devices.accelerator import make_accelerator, on_main
@@ -48,7 +49,7 @@ def _train(config: RunConfig, resume: bool, overwrite: bool, accept: Sequence[st
             config, added, accelerator = _claim(held, folder)
             material = prepare(config, folder / "tokenizer", added)
             docids = Assignment(config, material.stream, folder, accelerator)
-            if os.path.exists(folder / "matrix.json"):
+            if os.path.exists(folder / "matrix.json") and not config.is_baseline:
                 docids.check(len(directory.read_matrix(folder / "matrix.json")["corpora"]))
         else:
             material, accelerator = _begin(held, config, overwrite)
@@ -135,7 +136,8 @@ def _add(
     warnings += arrivals.add(more, entry)
     material = prepare(config, folder / "tokenizer", read=(arrivals.parts, warnings))
     docids = Assignment(config, material.stream, folder, accelerator)
-    docids.check(old)
+    if not config.is_baseline:
+        docids.check(old)
     if more is not None:
         entry["content_hash"] = more.content_hash
     return _run(config, folder, material, accelerator, docids, [*added, entry], True, accept)
@@ -151,7 +153,8 @@ def _run(
     resume: bool,
     accept: Sequence[str],
 ) -> Path:
-    trainer = Trainer(config, material, folder, accelerator, docids)
+    kind: Any = BaselineRun if config.is_baseline else Trainer
+    running = kind(config, material, folder, accelerator, docids)
     is_main = accelerator.is_main_process
     if is_main:
         for warning in material.warnings:
@@ -162,15 +165,15 @@ def _run(
         device, world = str(accelerator.device), accelerator.num_processes
         precision = accelerator.mixed_precision
         directory.write_environment(folder, device, world, precision=precision)
-    state = trainer.load(resume, accept)
-    with closing(trainer.tracker):
+    state = running.load(resume, accept)
+    with closing(running.tracker):
         if is_main:  # now that nothing else on disk can refuse the run
             text_sources(config, added)  # a path that cannot be noted is refused now
             if added:
                 directory.replace(folder, "added.json", added)
-        trainer.run(state)
+        running.run(state)
     if is_main:
-        with trainer.signals.handled():
+        with running.signals.handled():
             directory.seal(folder)
             directory.finish_environment(folder)
             _show(folder)
@@ -219,6 +222,11 @@ def evaluate(folder: Path, stage: int | None = None, split: str = "test") -> lis
     from dsi.model.dsi_model import load_model
 
     config, added = _read_run(folder)
+    if config.is_baseline:
+        raise UserError(
+            f"{folder}: a baseline has no model to evaluate again; dsi train --resume {folder} "
+            "makes all rows anew"
+        )
     done = [int(path.name) for path in directory.stages(folder) if (path / "model").is_dir()]
     if not done:
         raise UserError(f"{folder}: no stage is finished yet; dsi train --resume {folder} goes on")

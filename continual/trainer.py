@@ -31,6 +31,7 @@ from continual.run.checkpoint import Checkpoint
 from continual.run.docids import Assignment
 from continual.run.material import Material, make_model
 from continual.run.nonfinite import keep_batch, refuse
+from continual.run.results import row_events
 from continual.run.signals import Interrupted, Signals
 from continual.run.stage_index import write_index
 from continual.run.tracking import Tracker
@@ -280,7 +281,8 @@ class Trainer:
         state.rows.append(row)
         flat = measure_stage(self.config, self.stream, state.model, self._codes(stage), stage)
         matrix = self.matrix(state)
-        self._log_row(state, row, matrix, flat)
+        for event in row_events(stage, state.update, row, matrix, flat):
+            self.tracker.log(event, self.total(state, finished=True))
         if self.accelerator.is_main_process:
             self._write(state, results, evaluator.ranker.trie)
             target = directory.stage_folder(self.folder, stage)
@@ -289,28 +291,6 @@ class Trainer:
                 write_json(target / "sharpness.json", flat)
             write_json(self.folder / "matrix.json", matrix)
         self.accelerator.wait_for_everyone()
-
-    def _log_row(
-        self, state: TrainState, row: dict[str, Any], matrix: dict[str, Any], flat: dict | None
-    ) -> None:
-        stage, total = state.stage, self.total(state, finished=True)
-        where = {"stage": stage, "update": state.update}
-        for o in range(stage + 1):
-            cells = {metric: row[metric][o] for metric in METRICS}
-            self.tracker.log({**where, "corpus": f"D{o}", **cells}, total)
-        if flat is not None:
-            rises = {f"sharpness/{key}": flat[key] for key in ("rise", "eigenvalue")}
-            self.tracker.log({**where, **rises}, total)
-        averages = {
-            f"{short}/{metric}": matrix[key][metric][stage]
-            for short, key in (
-                ("A", "average_performance"),
-                ("F", "forgetting"),
-                ("LA", "learning_performance"),
-            )
-            for metric in METRICS
-        }
-        self.tracker.log({**where, **averages}, total)
 
     def _write(self, state: TrainState, results: list[CorpusResult], trie: Trie | None) -> None:
         """The results of a stage, and its folder as an index."""

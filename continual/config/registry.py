@@ -26,6 +26,7 @@ FAMILIES = {
     "starts": "continual.starts",
     "merging": "continual.merging",
     "docids": "dsi.docids",
+    "baseline": "dsi.baselines",
 }
 
 
@@ -37,6 +38,7 @@ BASES = {
     "starts": ("continual.starts", "Start", "random"),
     "merging": ("continual.merging", "Merging", "none"),
     "docids": ("dsi.docids", "Scheme", None),
+    "baseline": ("dsi.baselines", "Baseline", "none"),
 }
 """Module and name of each family's base class, and what it is called as a member: the one that
 does nothing. A component declares what it needs by the attributes of its base class; rules ask for

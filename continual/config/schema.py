@@ -257,6 +257,9 @@ class RunConfig(Settings):
     parameters: Choice = _choice("parameters")
     starts: Choice = _choice("starts")
     merging: Choice = _choice("merging")
+    baseline: Choice = _choice("baseline")
+    """With one no model is trained, and of the other settings only ``data`` and
+    ``evaluation.depth`` count."""
     training: TrainingConfig = TrainingConfig()
     evaluation: EvaluationConfig = EvaluationConfig()
     tracking: TrackingConfig = TrackingConfig()
@@ -266,3 +269,8 @@ class RunConfig(Settings):
     def folder(self) -> Path:
         """The run directory."""
         return Path(self.output) / self.name
+
+    @property
+    def is_baseline(self) -> bool:
+        """Whether the run is of a baseline and trains no model."""
+        return self.baseline.name != DEFAULT_NAMES["baseline"]

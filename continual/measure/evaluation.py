@@ -131,21 +131,9 @@ class Evaluator:
         how: dict[str, Any] = {"beams": settings.beams, **ranking.speed_and_validity()}
         if free:
             how["unconstrained"] = free[0].speed_and_validity()
-        results, start = [], 0
-        for o in range(stage + 1):
-            stop = start + len(queries[o])
-            low, high = self.stream.range(o)
-            results.append(
-                _result(
-                    o,
-                    queries[o],
-                    ranking.numbers_QK[start:stop],
-                    ranking.scores_QK[start:stop],
-                    found[low:high][present[low:high]],
-                )
-            )
-            start = stop
-        return results, how
+        ranges = (self.stream.range(o) for o in range(stage + 1))
+        indexed = [found[low:high][present[low:high]] for low, high in ranges]
+        return corpus_results(queries, ranking.numbers_QK, ranking.scores_QK, indexed), how
 
     def rank(self, tokens: Tokens, prompt: np.ndarray, search: Callable[..., Found]) -> Ranking:
         """What ``search`` finds for Q texts, over all processes."""
@@ -202,6 +190,26 @@ class _Made:
     invalid: int = 0
     repeats: int = 0
     seconds: float = 0.0
+
+
+def corpus_results(
+    queries: Sequence[Judged],
+    numbers_QK: np.ndarray,
+    scores_QK: np.ndarray,
+    indexed: Sequence[np.ndarray] | None = None,
+) -> list[CorpusResult]:
+    """A row of the matrix: of D_0 .. D_n, from what was found for all their queries in this order.
+
+    ``indexed``: of each corpus whether its documents decode to their own docids; None: there are no
+    docids, and no indexing accuracy.
+    """
+    results, start = [], 0
+    for o, own in enumerate(queries):
+        rows = slice(start, start + len(own))
+        given = np.zeros(0, bool) if indexed is None else indexed[o]
+        results.append(_result(o, own, numbers_QK[rows], scores_QK[rows], given))
+        start += len(own)
+    return results
 
 
 def _result(

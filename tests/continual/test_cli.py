@@ -360,9 +360,12 @@ def test_the_index_that_a_search_opens(monkeypatch, tmp_path, capsys):
     assert opened.pop() == run  # an index that was copied out of its run
     assert "no run directory" in search("--stage", "0")
     (run / "config.yaml").touch()
-    assert f"no stage is finished yet; go on with dsi train --resume {run}" in search()
+    assert (
+        f"no stage has an index yet (a baseline never has one); go on with dsi train --resume {run}"
+        in search()
+    )
     (run / "stages/00/model").mkdir(parents=True)  # stopped before the index was whole
-    assert "no stage is finished yet" in search("--stage", "0")
+    assert "no stage has an index yet" in search("--stage", "0")
     for name in ("index.json", "stages/00/index.json", "stages/02/index.json"):
         (run / name).parent.mkdir(exist_ok=True)
         (run / name).touch()
