@@ -125,9 +125,10 @@ class EWC(Regularizer):
         # a batch of so many tokens may be one example
         batches = left if training.batch_tokens else -(-left // training.batch_size)
         for batch in view.batches(batches, "fisher"):
-            if left > 0:
-                yield batch.rows(torch.arange(min(left, len(batch.documents))))
+            yield batch.rows(torch.arange(min(left, len(batch.documents))))
             left -= len(batch.documents)
+            if left <= 0:
+                return
 
 
 def _loss_of_drawn(scores: list[Tensor], inputs: dict[str, Any], chances_BT: Tensor) -> Tensor:
