@@ -110,12 +110,13 @@ class EWC(Regularizer):
             longest = view.codes_NT.shape[1] if batch.labels is None else batch.labels.shape[1]
             chances = torch.rand(len(batch.documents), longest, generator=generator)
             count += len(chances)
-            mine = torch.arange(rank, len(chances), ranks)
-            for rows in mine.split(min(MOST_EXAMPLES, max(1, at_once))):
+            mine = torch.arange(len(chances))[rank::ranks]  # none of a very small batch
+            for rows in mine.split(min(MOST_EXAMPLES, max(1, at_once))) if len(mine) else ():
                 given = {k: v for k, v in view.inputs(batch.rows(rows)).items() if v is not None}
                 found = gradients(weights, given, chances[rows].to(given["codes"].device))
                 for name, gradient in found.items():
-                    total[name] += gradient.square().sum(0)
+                    for one in gradient:  # no copy of them all
+                        total[name].addcmul_(one, one)
         if everyone:
             total = everyone.reduce(total, "sum")
         return {name: value / count for name, value in total.items()}
