@@ -49,7 +49,8 @@ class Component:
         """
 
     def end_stage(self, view: "StageView") -> None:
-        """The updates of a stage are made, its evaluation comes next."""
+        """The updates of a stage are made, its evaluation comes next; the model is in evaluation
+        mode. Every rank calls this: what is to be added to the loss has to be the same on all."""
 
     def example_loss(self, batch: "Batch", scores: list[Tensor]) -> Tensor:
         """A loss per example (B,), added to the cross-entropy of every pass before its gradient.

@@ -14,7 +14,7 @@ from continual.stream.stream import Stream
 from dsi.examples.batches import Batch, collate
 from dsi.examples.sources import Examples
 from dsi.model.dsi_model import DSIModel, follow_rows
-from dsi.text.tokens import Tokens, pad_id
+from dsi.text.tokens import Tokens, pad_id, prompt_ids, slices
 
 if TYPE_CHECKING:
     from continual.config.schema import RunConfig
@@ -27,7 +27,8 @@ class QueryPool:
     ``weight`` is the pool's share among the pools. ``by_document``: draw a document first, as the
     run's sampling says, then one of its queries; otherwise every query is drawn equally often.
     ``extras``: further arrays with a row per query, which reach the batches (``Batch.extras``); an
-    example of another origin has rows of NaN there, of -1 where they are whole numbers.
+    example of another origin has rows of NaN there, of -1 where they are whole numbers. One called
+    ``weight`` multiplies the cross-entropy of its examples; that of others stays as it is.
     """
 
     name: str
@@ -122,23 +123,31 @@ class StageView:
 
         return stage_batches(self, count, purpose)
 
-    def examples(self, tokens: Tokens, documents: np.ndarray, size: int) -> Iterator[Batch]:
-        """Text -> docid examples in the order given, at most ``size`` in a batch."""
-        examples = Examples(tokens, documents)
+    def examples(
+        self, tokens: Tokens, documents: np.ndarray, size: int, prompt: str = ""
+    ) -> Iterator[Batch]:
+        """Text -> docid examples in the order given, at most ``size`` in a batch.
+
+        ``prompt``: stands before each; queries are trained on behind ``prompts.retrieval``.
+        """
+        before = prompt_ids(self.tokenizer, prompt)
+        read = slices(tokens, tokens.offsets[:-1], tokens.lengths, before)
+        examples = Examples(read, documents)
         for start in range(0, len(documents), size):
             rows = np.arange(start, min(start + size, len(documents)))
             yield collate(examples, rows, pad_id(self.tokenizer))
 
     def losses(self, batch: Batch) -> Tensor:
         """Cross-entropy per example (B,), summed over its docid, with its graph."""
-        return cast(Tensor, self.model(**self._inputs(batch)))
+        return cast(Tensor, self.model(**self.inputs(batch)))
 
     def outputs(self, batch: Batch) -> list[Tensor]:
         """Log-probabilities over the codes of each docid position, (B, C), with their graph."""
-        _, scores = self.model(**self._inputs(batch), return_logits=True)
+        _, scores = self.model(**self.inputs(batch), return_logits=True)
         return [torch.log_softmax(score, -1) for score in scores]
 
-    def _inputs(self, batch: Batch) -> dict[str, Any]:
+    def inputs(self, batch: Batch) -> dict[str, Any]:
+        """What ``model`` takes for a batch, on its device."""
         device = self.model.docids.rows.device
         batch = batch.to(device)
         codes = torch.from_numpy(self.codes_NT[batch.documents.cpu().numpy()])

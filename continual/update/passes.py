@@ -136,6 +136,8 @@ class Passes:
                 **more,
             )
         losses, scores = out if more.get("return_logits") else (out, [])
+        if "weight" in batch.extras:
+            losses = losses * batch.extras["weight"].nan_to_num(1.0)
         for reader in self.readers:
             losses = losses + reader.example_loss(batch, scores)
         return losses, scores if logits else []

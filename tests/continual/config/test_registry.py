@@ -197,7 +197,7 @@ def test_code_from_elsewhere(tmp_path, monkeypatch):
         "broken": "invalid syntax",
         "needs": "a_package_that_is_not_there.*install the package",
         "moved": "a_function_that_is_not_there",
-        "absent": "outside_tree.absent.*one of: l2, none",
+        "absent": "outside_tree.absent.*one of: .*l2, none",
     }
     for name, message in messages.items():
         with pytest.raises(UserError, match=r"^regularizer\.name: .*" + message):

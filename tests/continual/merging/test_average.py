@@ -34,11 +34,6 @@ def test_weights_outside_the_line_are_refused(lab, new):
         lab.config("merging.name=average", f"merging.new={new}")
 
 
-def test_all_new_is_no_merging(lab):
-    run = lab.train("merging.name=average", "merging.new=1")
-    assert lab.results(run) == lab.results(lab.kept())
-
-
 def test_nothing_new_keeps_old_weights_and_trains_new_rows(lab):
     run, plain = lab.train("merging.name=average", "merging.new=0"), lab.kept()
     before, after = lab.weights(run, 0), lab.weights(run, 1)

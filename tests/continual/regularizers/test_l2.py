@@ -1,4 +1,4 @@
-"""L2: the penalty's value and gradient, free new rows, and that weight zero is no regularizer."""
+"""L2: the penalty's value and gradient, and that new rows are free."""
 
 from typing import Any
 
@@ -96,11 +96,6 @@ def test_the_anchor_survives_a_checkpoint():
 def test_a_negative_weight_is_refused(lab):
     with pytest.raises(UserError, match=r"regularizer\.weight"):
         lab.config("regularizer.name=l2", "regularizer.weight=-1")
-
-
-def test_with_weight_zero_it_is_no_regularizer(lab):
-    zero = lab.train("regularizer.name=l2", "regularizer.weight=0")
-    assert lab.results(zero) == lab.results(lab.kept())
 
 
 def test_a_strong_pull_keeps_old_weights_where_they_were(lab):

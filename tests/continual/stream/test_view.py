@@ -5,11 +5,13 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 
 from continual.run.material import prepare
 from continual.stream.stream import CorpusRows, Stream
 from continual.stream.view import QueryPool, StageView, true_queries
 from dsi.corpus.corpus import read_corpus, write_corpus
+from dsi.text.tokens import prompt_ids
 
 NOTHING: Any = None
 
@@ -59,3 +61,16 @@ def test_a_pool_cannot_be_changed(stream):
     pool = QueryPool("p", *stream.train_queries(0), weight=1.0)
     with pytest.raises(dataclasses.FrozenInstanceError):
         pool.weight = 2.0  # type: ignore[misc]
+
+
+def test_examples_stand_behind_a_prompt(lab, tmp_path, stream):
+    view = StageView(1, stream, stream.tokenizer, lab.config(), tmp_path, NOTHING, NOTHING)
+    tokens, documents = stream.train_queries(0)
+    plain = list(view.examples(tokens, documents, 20))
+    asked = list(view.examples(tokens, documents, 20, "find"))
+    before = prompt_ids(stream.tokenizer, "find").tolist()
+    assert before and [len(batch.documents) for batch in asked] == [20, 16]
+    for one, other in zip(plain, asked, strict=True):
+        assert torch.equal(one.documents, other.documents)
+        assert torch.equal(one.input_ids, other.input_ids[:, len(before) :])
+        assert other.input_ids[:, : len(before)].tolist() == [before] * len(other.documents)

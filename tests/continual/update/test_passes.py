@@ -126,3 +126,15 @@ def test_what_a_pass_gives_back(accelerator):
     looked = passes.look(parts, logits=True)
     assert [losses.tolist() for losses in looked.losses] == [[4.0, 16.0], [36.0]]
     assert not any(score[0].requires_grad for score in looked.scores)
+
+
+def test_weights_of_examples_scale_their_losses_alone(accelerator):
+    ids = torch.tensor([[1.0], [2.0], [3.0]])
+    extras = {"weight": torch.tensor([0.5, float("nan"), 0.0])}
+    batch = Batch(ids, torch.ones(3, 1), torch.arange(3), None, extras=extras)
+    model = Linear()
+    passes = Passes(model, accelerator, torch.zeros(3, 1, dtype=torch.long), 0, 0.0)
+    found = passes.gradients([MicroBatch(batch, 0)], 3)
+    assert found.losses[0].tolist() == [0.5, 4.0, 0.0]
+    assert float(found.loss) == pytest.approx(4.5 / 3)  # by the targets, whatever they weigh
+    assert model.w.grad.item() == pytest.approx(2 * 4.5 / 3)
