@@ -113,8 +113,8 @@ class IncrementalRows(DocidRows):
         found, size = [], config.evaluation.batch_size
         for start in range(0, len(chosen), size):
             ids, mask = padded(tokens, chosen[start : start + size], pad)
-            inputs = [torch.from_numpy(part).to(inference.device) for part in (ids, mask)]
-            found.append(inference.query_states(*inputs))
+            ids, mask = (torch.from_numpy(part).to(inference.device) for part in (ids, mask))
+            found.append(inference.query_states(ids, mask))
         return torch.cat(found), torch.from_numpy(numbers[chosen]).to(inference.device)
 
 

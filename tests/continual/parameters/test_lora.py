@@ -7,8 +7,10 @@ import torch
 
 from continual.cli import main
 from continual.parameters.lora import Lora
+from continual.trainer import Trainer
 from continual.update.update import Update
 from dsi.model.dsi_model import from_scratch
+from dsi.search.forward import Inference
 from tests.continual.test_resume import interrupt, resume
 
 SMALL = ("parameters=lora", "parameters.r=2")
@@ -16,7 +18,7 @@ EVERYWHERE = ("q", "k", "v", "o", "wi", "wo")
 
 
 def model_with(targets, **sizes):
-    """A float64 model with adapters that are not zero; the member; and its loss."""
+    """A float64 model that is to have adapters, the member, queries and their loss."""
     sizes = dict(d_model=16, d_kv=8, d_ff=32, num_heads=2, num_layers=2, **sizes)
     model = from_scratch(0, vocab_size=40, code_sizes=[5], dropout_rate=0.0, **sizes).double()
     member = Lora(Lora.Config(r=3, alpha=6.0, targets=targets))
@@ -26,7 +28,7 @@ def model_with(targets, **sizes):
     def loss():
         return model(**given, codes=torch.tensor([[0], [2], [4]])).sum()
 
-    return model, member, loss
+    return model, member, given, loss
 
 
 def fill(model):
@@ -47,7 +49,7 @@ def fill(model):
     ],
 )
 def test_the_forward_pass_of_training_is_that_of_the_folded_weights(targets, sizes, layers):
-    model, member, loss = model_with(targets, **sizes)
+    model, member, given, loss = model_with(targets, **sizes)
     plain, before = list(model.state_dict()), loss()
     drawn = torch.get_rng_state()
     member.shape(model, 1)
@@ -58,7 +60,7 @@ def test_the_forward_pass_of_training_is_that_of_the_folded_weights(targets, siz
     assert len(trained) == 2 * layers + 1 and trained[-1] == "docids.rows"
     assert loss() == before, "B A is zero"
     fill(model)
-    ours = loss()
+    ours, states = loss(), model.query_states(**given).detach()
     assert abs(ours - before) > 0.01
     ours.backward()
     with_gradient = [n for n, p in model.named_parameters() if p.grad is not None]
@@ -67,6 +69,7 @@ def test_the_forward_pass_of_training_is_that_of_the_folded_weights(targets, siz
     with member.folded(model):
         assert list(model.state_dict()) == plain
         torch.testing.assert_close(loss(), ours, rtol=1e-12, atol=0)
+        torch.testing.assert_close(Inference(model).query_states(**given), states)
     again = model.state_dict()
     assert list(again) == list(kept)
     assert all(torch.equal(again[name], kept[name]) for name in kept)
@@ -100,8 +103,20 @@ def test_a_stage_moves_little_and_leaves_a_plain_model(lab):
                 assert bool(moved.any()) == (name == "docids.rows"), name
 
 
-def test_a_look_in_the_middle_of_a_stage_changes_nothing(lab):
+def test_a_look_in_the_middle_of_a_stage_sees_the_folded_weights_and_changes_nothing(
+    lab, monkeypatch
+):
+    look, seen = Trainer._look, []
+
+    def noted(self, state, *others):
+        weights = [name for name in state.model.state_dict() if "lora" in name]
+        seen.append((state.stage, state.update, weights))
+        return look(self, state, *others)
+
+    monkeypatch.setattr(Trainer, "_look", noted)
     looked = lab.train(*SMALL, "evaluation.events_every=3")
+    when = [(0, u) for u in (3, 6, 9, 10)] + [(n, u) for n in (1, 2) for u in (3, 6, 8)]
+    assert seen == [(*place, []) for place in when]
     for stage in (1, 2):
         ours, theirs = lab.weights(looked, stage), lab.weights(lab.kept(*SMALL), stage)
         assert all(torch.equal(ours[name], theirs[name]) for name in theirs)
