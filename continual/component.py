@@ -35,6 +35,8 @@ class Component:
     needs_previous: bool = False
     """Compares the weights with copies of older ones: not possible where every stage starts from
     new weights (``training.restart``), nor under FSDP2, which keeps weights in pieces."""
+    atomic_only: bool = False
+    """Needs one code, and so one row, per document (``docids: atomic``)."""
     reads_outputs: bool = False
     """Has an :meth:`example_loss`, so every pass computes the scores of all docid codes."""
 

@@ -180,6 +180,7 @@ class Trainer:
             self.accelerator,
             progress=sys.stderr.isatty(),
             log=lambda values: self.tracker.log({"stage": stage, **values}, self.total(state)),
+            folded=lambda: self.method.parameters.folded(state.model),
         )
 
     def _with_pools(self, view: StageView) -> StageView:

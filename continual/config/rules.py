@@ -7,6 +7,7 @@ import dataclasses
 import math
 from typing import TYPE_CHECKING
 
+from continual.config.registry import BASES
 from dsi.corpus.records import show
 from dsi.errors import UserError
 
@@ -131,7 +132,17 @@ def _components(config: "RunConfig", method: "Method") -> None:
         _require(
             not (training.restart and component.needs_previous),
             f"training.restart: starts from new weights, so {axis} has no earlier ones to compare "
-            f"with; set {axis}: none",
+            f"with; set {axis}: {BASES[axis][2]}",
+        )
+        _require(
+            method.parameters.makes_updates or axis == "parameters" or not component.needs_previous,
+            f"{axis}.name: acts on what later stages train, and parameters: "
+            f"{config.parameters.name} trains nothing there; set {axis}: {BASES[axis][2]}",
+        )
+        _require(
+            config.docids.build().atomic or not component.atomic_only,
+            f"docids.name: {axis}: {getattr(config, axis).name} needs one row per document; set "
+            f"docids: atomic, or {axis}: {BASES[axis][2]}",
         )
 
 

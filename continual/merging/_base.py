@@ -19,8 +19,9 @@ class Merging(Component):
         """Keep the weights; rows that are new in the stage have no older version and are NaN."""
         self.state = {}
         if self.needs_previous and view.stage > 0:
-            weights = view.model.state_dict()
-            self.state = {name: value.detach().clone() for name, value in weights.items()}
+            with view.folded():
+                weights = view.model.state_dict()
+                self.state = {name: value.detach().clone() for name, value in weights.items()}
             for name, is_new in view.fresh().items():
                 self.state[name][is_new] = float("nan")
 

@@ -4,6 +4,7 @@ from dataclasses import dataclass
 
 from continual.merging._base import Merging
 from continual.stream.view import StageView
+from dsi.settings import Settings, Share
 
 
 class Soup(Merging):
@@ -18,15 +19,11 @@ class Soup(Merging):
     """
 
     @dataclass(frozen=True)
-    class Config:
+    class Config(Settings):
         """Settings."""
 
-        decay: float = 1.0
-        """What a model counts, 0..1, for each of those after it; 1: all the same."""
-
-        def __post_init__(self):
-            if not 0 <= self.decay <= 1:
-                raise ValueError("decay: must lie between 0 and 1")
+        decay: Share = 1.0
+        """What a model counts for each of those after it; 1: all the same."""
 
     def __init__(self, config: Config):
         super().__init__(config)

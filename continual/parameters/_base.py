@@ -13,6 +13,8 @@ class Parameters(Component):
 
     trains_all: bool = True
     """Every parameter has a gradient in every stage; otherwise DDP looks for those without."""
+    makes_updates: bool = True
+    """Stages n > 0 are made of updates; otherwise :meth:`learn` does all of them."""
 
     def shape(self, model: DSIModel, stage: int) -> None:
         """Put in what the stage trains besides the model's own weights (adapters), in place.

@@ -17,6 +17,7 @@ from continual.stream.view import StageView
 from dsi.examples.batches import Batch
 from dsi.model.dsi_model import DSIModel
 from dsi.seeding import derive
+from dsi.settings import Count, NotNegative, Settings
 
 MOST_EXAMPLES, MOST_NUMBERS = 16, 2**26
 """Examples whose gradients are made at once, and the numbers (256 MB) that these may be."""
@@ -38,22 +39,16 @@ class EWC(Regularizer):
     """
 
     @dataclass(frozen=True)
-    class Config:
+    class Config(Settings):
         """Settings."""
 
-        weight: float = 1000.0
+        weight: NotNegative = 1000.0
         """Strength; 0 turns it off. F is small where examples are learnt well: try powers of 10."""
-        samples: int = 500
+        samples: Count = 500
         """Examples of a stage's own mixture that F is the mean over."""
         fisher: Literal["empirical", "model"] = "empirical"
         """Whose codes the loss is of: the true ones, or ones drawn from what the model answers, at
         each docid position behind the true ones (the Fisher information in the strict sense)."""
-
-        def __post_init__(self):
-            if self.weight < 0:
-                raise ValueError("weight: must not be negative")
-            if self.samples < 1:
-                raise ValueError("samples: must be at least 1")
 
     def __init__(self, config: Config):
         super().__init__(config)

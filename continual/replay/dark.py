@@ -33,24 +33,17 @@ class DarkReplay(Replay):
     """
 
     @dataclass(frozen=True)
-    class Config:
+    class Config(Settings):
         """Settings."""
 
-        ratio: float = 32.0
+        ratio: Annotated[float, Ge(0)] = 32.0
         """Indexing examples per replayed query (DSI++'s r: 32 sparse, 2 dense)."""
-        alpha: float = 0.5
+        alpha: NotNegative = 0.5
         """Strength of the pull to the stored scores; 0 turns it off."""
-        beta: float = 1.0
+        beta: NotNegative = 1.0
         """What the cross-entropy of a rehearsed query counts; 0: the scores alone (DER)."""
-        top_k: int = 32
+        top_k: Count = 32
         """Codes, those of the highest scores, that are stored per docid position."""
-
-        def __post_init__(self):
-            for name in ("ratio", "alpha", "beta"):
-                if getattr(self, name) < 0:
-                    raise ValueError(f"{name}: must not be negative")
-            if self.top_k < 1:
-                raise ValueError("top_k: must be at least 1")
 
     def __init__(self, config: Config):
         super().__init__(config)

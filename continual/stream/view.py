@@ -1,6 +1,7 @@
 """What every component is given at the start and the end of a stage, and what replay gives back."""
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
@@ -73,6 +74,9 @@ class StageView:
     """Indexing examples per query of ``pools``."""
     progress: bool = True
     log: Callable[[dict], None] = lambda values: None
+    folded: Callable[[], AbstractContextManager[None]] = nullcontext
+    """``with view.folded():`` the model has its own weights alone, under the names that they have
+    in every stage: what adapters add is in them."""
 
     @property
     def seed(self) -> int:

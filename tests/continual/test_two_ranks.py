@@ -47,6 +47,8 @@ SETTINGS = {
         "merging.name=average",
     ),
     "text": ("direction=bidirectional",),
+    "rows": ("parameters=incremental_rows",),
+    "adapters": ("parameters=lora", "parameters.r=2", "training.accumulation=2"),
     "docids of several codes": (
         "docids=product",
         "docids.groups=2",

@@ -12,7 +12,14 @@ from dsi.errors import UserError
 from tests.ranks import on_two_ranks
 
 
-@pytest.mark.parametrize("settings", [(), ("sharpness=sam", "training.accumulation=2")])
+@pytest.mark.parametrize(
+    "settings",
+    [
+        (),
+        ("sharpness=sam", "training.accumulation=2"),
+        ("parameters=lora", "parameters.r=2", "evaluation.events_every=3"),
+    ],
+)
 def test_a_run_in_pieces_is_a_run(lab, tmp_path, monkeypatch, settings):
     chosen = (*settings, "evaluation.batch_size=7", "checkpoint.every=3")
     one = lab.kept(*chosen, double=True)
