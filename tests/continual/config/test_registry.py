@@ -242,7 +242,7 @@ def test_a_plugin_is_an_installed_package(package):
 
 @pytest.mark.parametrize("value", [None, 5, [], {}, {"name": 3}, {"ratio": 1}])
 def test_a_choice_needs_a_name(value):
-    with pytest.raises(UserError, match=r"^replay\.name: missing; one of: .*episodic, generative, "):
+    with pytest.raises(UserError, match=r"^replay\.name: missing; one of: .*episodic, "):
         parse_choice("replay", value)
 
 
