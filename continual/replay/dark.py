@@ -5,15 +5,18 @@ Shape legend: B examples, Q stored queries, T docid positions, K stored codes of
 
 import math
 from dataclasses import dataclass, replace
+from typing import Annotated
 
 import numpy as np
 import torch
+from annotated_types import Ge
 from torch import Tensor
 
 from continual.replay._base import Replay
 from continual.stream.view import QueryPool, StageView, true_queries
 from dsi.errors import UserError
 from dsi.examples.batches import Batch
+from dsi.settings import Count, NotNegative, Settings
 
 AT_ONCE = 64  # queries that are answered together
 
