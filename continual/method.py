@@ -9,7 +9,7 @@ from continual.merging import Merging
 from continual.parameters import Parameters
 from continual.regularizers import Regularizer
 from continual.replay import Replay
-from continual.sharpness._policy import Policy
+from continual.sharpness._base import Policy
 from continual.starts import Start
 
 if TYPE_CHECKING:

@@ -26,6 +26,7 @@ ONLY_IN = {
         "continual.update.update",
         "continual.runs",
         "continual.stage",
+        "continual.baseline",
         "continual.run.tracking",
         "continual.trainer",
         "dsi.queries.generator",

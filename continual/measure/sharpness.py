@@ -20,7 +20,7 @@ from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from continual.config.schema import RunConfig, SharpnessMeasurement
-from continual.sharpness._policy import along, dot, norm, plus, ratio, times
+from continual.sharpness._base import along, dot, norm, plus, ratio, times
 from continual.stream.stream import Stream
 from dsi.examples.batches import Batch
 from dsi.model.dsi_model import DSIModel

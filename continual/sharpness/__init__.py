@@ -4,6 +4,6 @@ A member says where the next pass is made (``perturbation``) and which gradient 
 (``combine``); ``continual.update.descent`` makes the passes.
 """
 
-from continual.sharpness._policy import Policy
+from continual.sharpness._base import Policy
 
 __all__ = ["Policy"]

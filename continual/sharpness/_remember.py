@@ -4,7 +4,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from torch import Tensor
 
-from continual.sharpness._policy import Policy, Step
+from continual.sharpness._base import Policy, Step
 
 if TYPE_CHECKING:
     from continual.stream.view import StageView

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 import torch
 
-from continual.sharpness._policy import (
+from continual.sharpness._base import (
     Displacement,
     Policy,
     SharpnessConfig,

@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from continual.sharpness._policy import DECODER, Displacement, Step, along
+from continual.sharpness._base import DECODER, Displacement, Step, along
 from continual.sharpness.sam import SAM
 
 

@@ -5,7 +5,7 @@ from typing import Annotated
 
 from annotated_types import Gt, Le
 
-from continual.sharpness._policy import (
+from continual.sharpness._base import (
     Displacement,
     Policy,
     SharpnessConfig,

@@ -8,7 +8,7 @@ import torch
 from annotated_types import Gt, Le
 from torch import Tensor
 
-from continual.sharpness._policy import (
+from continual.sharpness._base import (
     Displacement,
     SharpnessConfig,
     Step,

@@ -5,7 +5,7 @@ from typing import Annotated
 
 from annotated_types import Ge, Lt
 
-from continual.sharpness._policy import Displacement, SharpnessConfig, Step, along
+from continual.sharpness._base import Displacement, SharpnessConfig, Step, along
 from continual.sharpness._remember import Remembering
 from dsi.settings import NotNegative
 

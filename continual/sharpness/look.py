@@ -5,7 +5,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from continual.sharpness._policy import (
+from continual.sharpness._base import (
     Displacement,
     SharpnessConfig,
     Step,

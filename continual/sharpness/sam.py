@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from continual.sharpness._policy import Displacement, Policy, SharpnessConfig, Step, along_
+from continual.sharpness._base import Displacement, Policy, SharpnessConfig, Step, along_
 
 
 class SAM(Policy):

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Literal
 
 from torch import Tensor
 
-from continual.sharpness._policy import Displacement, SharpnessConfig, Step, along
+from continual.sharpness._base import Displacement, SharpnessConfig, Step, along
 from continual.sharpness._remember import Remembering
 from continual.sharpness.asam import adaptive
 from dsi.settings import NotNegative, Positive

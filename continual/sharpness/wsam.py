@@ -7,7 +7,7 @@ import torch
 from annotated_types import Ge, Lt
 from torch import Tensor
 
-from continual.sharpness._policy import Displacement, Policy, SharpnessConfig, Step, along
+from continual.sharpness._base import Displacement, Policy, SharpnessConfig, Step, along
 
 
 class WSAM(Policy):

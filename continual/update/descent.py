@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from continual.regularizers import Regularizer
-from continual.sharpness._policy import DECODER, Policy, Step
+from continual.sharpness._base import DECODER, Policy, Step
 from continual.update.passes import (
     MicroBatch,
     Passes,

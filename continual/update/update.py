@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from continual.config.schema import TrainingConfig
 from continual.method import Method
-from continual.sharpness._policy import Step, norm
+from continual.sharpness._base import Step, norm
 from continual.update.descent import Descent, Slope
 from continual.update.optimizer import clip_gradient, gradient_values
 from continual.update.passes import Passes, cut

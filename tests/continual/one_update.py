@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from continual.config.schema import TrainingConfig
 from continual.method import Method
 from continual.regularizers import Regularizer
-from continual.sharpness._policy import Policy
+from continual.sharpness._base import Policy
 from continual.update.update import Taken, Update
 from dsi.examples.batches import Batch
 

@@ -113,9 +113,9 @@ def test_a_corpus_is_added_without_an_update(lab, tmp_path):
         (("training.restart=true",), "no earlier ones to compare with; set parameters: full"),
         (("regularizer=l2",), "incremental_rows trains nothing there; set regularizer: none"),
         (("merging=average",), "merging.name: acts on what later stages train"),
-        (("parameters.new=2",), "parameters.new: must lie between 0 and 1"),
+        (("parameters.new=2",), "parameters.new: must be at most 1"),
         (("parameters.queries=0",), "parameters.queries: must be at least 1"),
-        (("parameters.l2=-1",), "parameters.l2: must not be negative or infinite"),
+        (("parameters.l2=-1",), "parameters.l2: must be at least 0"),
     ],
 )
 def test_what_it_does_not_go_with_is_one_line(lab, capsys, settings, line):

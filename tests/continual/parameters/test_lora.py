@@ -154,10 +154,10 @@ def test_going_on_within_a_stage_is_never_having_stopped(lab, tmp_path):
 @pytest.mark.parametrize(
     "setting, line",
     [
-        ("parameters.r=-1", "parameters.r: must not be negative; 0: no adapters"),
-        ("parameters.alpha=0", "parameters.alpha: must be above zero and finite"),
-        ("parameters.targets=[x]", "parameters.targets: some of q, k, v, o, wo, wi"),
-        ("parameters.targets=[]", "parameters.targets: some of q, k, v, o, wo, wi"),
+        ("parameters.r=-1", "parameters.r: must be at least 0"),
+        ("parameters.alpha=0", "parameters.alpha: must be above 0"),
+        ("parameters.targets=[x]", "parameters.targets[0]: 'x' is not one of: q, k, v, o"),
+        ("parameters.targets=[]", "parameters.targets: give some of q, k, v, o, wo, wi"),
     ],
 )
 def test_wrong_settings_are_one_line(lab, capsys, setting, line):

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from continual.config.registry import component_class
-from continual.sharpness._policy import Displacement, Policy, Step
+from continual.sharpness._base import Displacement, Policy, Step
 
 
 def tensor(*values: Any) -> Tensor:

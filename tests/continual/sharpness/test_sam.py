@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from continual.sharpness._policy import Step
+from continual.sharpness._base import Step
 from continual.sharpness.sam import SAM
 from dsi.errors import UserError
 from tests.continual.sharpness.quadratic import Quadratic, member, tensor

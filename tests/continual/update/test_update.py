@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 import continual.update.update as module
-from continual.sharpness._policy import Policy, SharpnessConfig
+from continual.sharpness._base import Policy, SharpnessConfig
 from continual.sharpness.sam import SAM
 from dsi.examples.batches import Batch
 from tests.continual.one_update import Penalty, take
