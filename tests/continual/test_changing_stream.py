@@ -30,6 +30,17 @@ METHODS = {
     "replay": (*REPLAY, "replay.stored_queries=0.3", "evaluation.events_every=3"),
     "naive": ("docids=naive", "docids.base=4", *REPLAY),
     "scratch": ("method=scratch", "training.stages=all"),
+    "members": (
+        "parameters=lora",
+        "parameters.r=2",
+        "regularizer=ewc",
+        "regularizer.samples=9",
+        "merging=soup",
+        "replay=dark",
+        "replay.ratio=1",
+        "starts=random",
+    ),
+    "solved": ("parameters=incremental_rows",),
 }
 
 
@@ -60,8 +71,9 @@ def test_the_matrix_is_over_what_is_there(lab, run):
     assert matrix["num_queries"] == [18, 7, 0, 6] and matrix["num_documents"] == [18, 6, 0, 6]
     assert matrix["num_queries_at"][3] == [15, 5, 0, 6]
     assert matrix["num_documents_at"][2] == [15, 6, 0, None]
-    restart = load_config(run / "config.yaml", [f"output={run.parent}"]).training.restart
-    assert matrix["num_updates"] == ([10, 18, 26, 34] if restart else [10, 8, 0, 8])
+    config = load_config(run / "config.yaml", [f"output={run.parent}"])
+    later = [8, 0, 8] if config.parameters.build().makes_updates else [0, 0, 0]
+    assert matrix["num_updates"] == ([10, 18, 26, 34] if config.training.restart else [10, *later])
     P = matrix["metrics"]["hits@10"]
     for stage in range(4):
         lines = lab.per_query(run, stage)
