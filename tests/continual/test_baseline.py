@@ -7,6 +7,8 @@ from accelerate.state import AcceleratorState
 
 from continual import cli, runs
 from continual.config.loading import load_config
+from continual.stream.stream import Stream
+from dsi.baselines.bm25 import BM25
 from dsi.errors import UserError
 from dsi.queries.quality import bm25_ranks
 
@@ -80,3 +82,17 @@ def test_what_needs_a_model_says_so(run, capsys):
     (line,) = capsys.readouterr().err.splitlines()
     assert "a baseline never has one" in line
     assert json.loads((run / "stages/02/decoding.json").read_text())["baseline"] == "bm25"
+
+
+def test_a_baseline_sees_the_documents_of_its_stage_and_no_train_query(lab, tmp_path, monkeypatch):
+    seen = []
+    add = BM25.add
+
+    def noted(self, documents, texts):
+        seen.append(documents.tolist())
+        add(self, documents, texts)
+
+    monkeypatch.setattr(BM25, "add", noted)
+    monkeypatch.setattr(Stream, "train_queries", lambda *arguments: 1 / 0)
+    lab.train("method=bm25", output=tmp_path)
+    assert seen == [[*range(18)], [*range(18, 24)], [*range(24, 30)]]
