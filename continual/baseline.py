@@ -1,6 +1,7 @@
 """A run of a baseline: the stages, the matrix and the files of any other run, and no model."""
 
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -10,10 +11,12 @@ from accelerate import Accelerator
 from continual.config.schema import RunConfig
 from continual.measure.evaluation import METRICS, CorpusResult, corpus_results
 from continual.run import directory
+from continual.run.docids import Assignment
 from continual.run.material import Material
 from continual.run.results import row_events
 from continual.run.signals import Signals
 from continual.run.tracking import Tracker
+from continual.stream.stream import Judged
 from dsi.baselines import Retriever
 from dsi.files import write_json
 
@@ -31,13 +34,13 @@ class BaselineRun:
         material: Material,
         folder: Path,
         accelerator: Accelerator,
-        docids: Any = None,
+        docids: Assignment | None = None,
     ):
         self.config, self.folder, self.stream = config, folder, material.stream
         self.accelerator, self.signals = accelerator, Signals(accelerator)
         self.retriever: Retriever = config.baseline.build()
 
-    def load(self, resume: bool = False, accept: Any = ()) -> None:
+    def load(self, resume: bool = False, accept: Sequence[str] = ()) -> None:
         """Begin; there is nothing to load."""
         self.tracker = Tracker(self.folder, self.config, self.accelerator)
 
@@ -84,7 +87,9 @@ class BaselineRun:
         changed = np.sort(stream.changed(stage))
         self.retriever.add(changed, list(stream.texts_at(changed, stage)))
 
-    def answer(self, stage: int, queries: list) -> tuple[list[CorpusResult], dict[str, Any]]:
+    def answer(
+        self, stage: int, queries: list[Judged]
+    ) -> tuple[list[CorpusResult], dict[str, Any]]:
         """Results on D_0 .. D_n, and how fast they came."""
         present = self.stream.present(stage)
         asked = [queries[o].among(present) for o in range(stage + 1)]

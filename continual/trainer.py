@@ -37,7 +37,7 @@ from continual.run.stage_index import write_index
 from continual.run.tracking import Tracker
 from continual.stage import NotFinite, StageLoop
 from continual.state import TrainState, from_checkpoint, to_checkpoint
-from continual.stream.mixture import prompt_ids, stage_pools, stage_sources
+from continual.stream.mixture import stage_pools, stage_sources
 from continual.stream.view import QueryPool, StageView
 from continual.update.optimizer import make_optimizer, named_state, restore_state
 from dsi.embeddings import ModelEmbedder
@@ -46,7 +46,7 @@ from dsi.files import write_json
 from dsi.model.dsi_model import DSIModel
 from dsi.search.trie import Trie
 from dsi.seeding import derive
-from dsi.text.tokens import pad_id
+from dsi.text.tokens import pad_id, prompt_ids
 
 
 class Trainer:
@@ -176,7 +176,7 @@ class Trainer:
             self.config,
             self.folder,
             state.model,
-            self._codes(stage),
+            self.docids.codes(stage),
             self.accelerator,
             progress=sys.stderr.isatty(),
             log=lambda values: self.tracker.log({"stage": stage, **values}, self.total(state)),
@@ -211,7 +211,7 @@ class Trainer:
             self.signals,
             state,
             sources,
-            self._codes(state.stage),
+            self.docids.codes(state.stage),
             budget,
             sum(state.num_updates),
             pad_id(self.tokenizer),
@@ -280,7 +280,7 @@ class Trainer:
         row = {metric: [result.metrics[metric] for result in results] for metric in METRICS}
         state.num_updates.append(state.update)
         state.rows.append(row)
-        flat = measure_stage(self.config, self.stream, state.model, self._codes(stage), stage)
+        flat = measure_stage(self.config, self.stream, state.model, self.docids.codes(stage), stage)
         matrix = self.matrix(state)
         for event in row_events(stage, state.update, row, matrix, flat):
             self.tracker.log(event, self.total(state, finished=True))
@@ -295,7 +295,7 @@ class Trainer:
 
     def _write(self, state: TrainState, results: list[CorpusResult], trie: Trie | None) -> None:
         """The results of a stage, and its folder as an index."""
-        stage, codes = state.stage, self._codes(state.stage)
+        stage, codes = state.stage, self.docids.codes(state.stage)
         directory.write_results(self.folder, self.stream, stage, results, self.config.name)
         write_index(self.folder, stage, self.config, self.stream, state.model, codes, trie)
         ids = self.stream.document_ids(0, self.stream.count(stage))
@@ -309,12 +309,8 @@ class Trainer:
         return found
 
     def _evaluator(self, state: TrainState, stage: int) -> Evaluator:
-        codes, stream = self._codes(stage), self.stream
+        codes, stream = self.docids.codes(stage), self.stream
         return Evaluator(self.config, stream, state.model, codes, self.accelerator, stage)
-
-    def _codes(self, stage: int) -> np.ndarray:
-        """Codes (N, T) of the documents that have arrived, all -1 where one was removed."""
-        return self.docids.codes(stage)
 
     def _start(self) -> TrainState:
         self.docids.clear()

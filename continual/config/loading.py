@@ -28,12 +28,8 @@ LARGEST_FILE = 1 << 18  # bytes
 MOST_VALUES = 10_000
 
 
-def load_config(
-    path: str | Path | None = None,
-    overrides: Sequence[str] = (),
-    method: str | None = None,
-) -> RunConfig:
-    """The configuration of a YAML file (None: the defaults), a method and overrides."""
+def load_config(path: str | Path | None = None, overrides: Sequence[str] = ()) -> RunConfig:
+    """The configuration of a YAML file (None: the defaults) with ``key=value`` overrides on top."""
     file = _read_yaml(Path(path)) if path is not None else {}
     if "method" in file and not isinstance(file["method"], str):
         raise UserError(
@@ -42,6 +38,7 @@ def load_config(
     if "extends" in file:
         raise UserError(f"{path}: extends: is for presets; name the preset as method: NAME")
     assignments = [_override(text) for text in overrides]
+    method = None
     for keys, value in assignments:
         if keys == ["method"]:
             method = str(value)

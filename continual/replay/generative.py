@@ -29,7 +29,13 @@ from dsi.queries.quality import bm25_ranks, measure
 from dsi.queries.sampling import DecodingConfig
 from dsi.seeding import derive
 from dsi.settings import Count, Settings, Share
-from dsi.text.tokens import LONGEST_QUERY, Tokens, tokenize, tokenizer_fingerprint
+from dsi.text.tokens import (
+    LONGEST_QUERY,
+    Tokens,
+    load_tokenizer,
+    tokenize,
+    tokenizer_fingerprint,
+)
 
 Queries: TypeAlias = tuple[Tokens, np.ndarray]
 """Texts, and the number of the document that each asks for."""
@@ -245,8 +251,6 @@ class GenerativeReplay(Replay):
         return generator
 
     def _tokenizer(self, view: StageView) -> Any:
-        from dsi.text.tokens import load_tokenizer
-
         source = self.config.generator.source
         return view.tokenizer if source == "scratch" else load_tokenizer(source)
 

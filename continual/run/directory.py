@@ -361,7 +361,6 @@ def read_matrix(path: Path) -> dict[str, Any]:
 def format_matrix(matrix: dict[str, Any], metric: str = "hits@10") -> str:
     """P and the averages of one metric as a table for a terminal, in percent."""
     names = matrix["corpora"]
-    cells = lambda row: "".join(_cell(value) for value in row)  # noqa: E731
     head = f"{metric:<12}" + "".join(f"{name:>7}" for name in names)
     lines = [head + "      A_n    F_n   LA_n   updates"]
     for n in range(len(names)):
@@ -370,14 +369,14 @@ def format_matrix(matrix: dict[str, Any], metric: str = "hits@10") -> str:
             for key in ("average_performance", "forgetting", "learning_performance")
         ]
         lines.append(
-            f"stage {n:<6}{cells(matrix['metrics'][metric][n])}  {cells(averages)}"
+            f"stage {n:<6}{_cells(matrix['metrics'][metric][n])}  {_cells(averages)}"
             f"{matrix['num_updates'][n]:>10}"
         )
     return "\n".join(lines)
 
 
-def _cell(value: float | None) -> str:
-    return f"{'':>7}" if value is None else f"{100 * value:7.1f}"
+def _cells(row: Sequence[float | None]) -> str:
+    return "".join(f"{'':>7}" if value is None else f"{100 * value:7.1f}" for value in row)
 
 
 @functools.cache

@@ -1,8 +1,9 @@
 """What one stage trains on: the sources of its batches and their shares."""
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
+from typing import TypeAlias, cast
 
 import numpy as np
 from transformers import PreTrainedTokenizerFast
@@ -22,6 +23,11 @@ from dsi.examples.sources import (
 )
 from dsi.seeding import derive
 from dsi.text.tokens import pad_id, prompt_ids
+
+MARKS = [f"<extra_id_{i}>" for i in range(32)]  # what stands for a span that was left out
+
+Sampler: TypeAlias = Callable[[np.ndarray, str], DocumentSampler]
+"""Makes the sampler of some documents (numbers) for a purpose, which its draws depend on."""
 
 
 def document_groups(
@@ -144,7 +150,14 @@ def batch_shape(
     return BatchShape(max(size, least), pad, groups, even, least, multiple)
 
 
-def _query_sources(config, pools, share, sampler, stage, tokenizer) -> list[Source]:
+def _query_sources(
+    config: RunConfig,
+    pools: Sequence[QueryPool],
+    share: float,
+    sampler: Sampler,
+    stage: int,
+    tokenizer: PreTrainedTokenizerFast,
+) -> list[Source]:
     if share <= 0:
         return []
     total = sum(pool.weight for pool in pools)
@@ -166,19 +179,25 @@ def _query_sources(config, pools, share, sampler, stage, tokenizer) -> list[Sour
     return sources
 
 
-def _indexing_sources(config, stream, share, sampler, indexed, stage, tokenizer) -> list[Source]:
+def _indexing_sources(
+    config: RunConfig,
+    stream: Stream,
+    share: float,
+    sampler: Sampler,
+    indexed: np.ndarray,
+    stage: int,
+    tokenizer: PreTrainedTokenizerFast,
+) -> list[Source]:
     total = sum(view.weight for view in config.views)
     prompt = prompt_ids(tokenizer, config.prompts.indexing)
-    marks = tokenizer.convert_tokens_to_ids([f"<extra_id_{i}>" for i in range(32)])
-    marks = np.asarray(
-        [m for m in marks if m is not None and m != tokenizer.unk_token_id], np.int32
-    )
+    found = cast(list[int | None], tokenizer.convert_tokens_to_ids(MARKS))
+    marks = np.asarray([m for m in found if m not in (None, tokenizer.unk_token_id)], np.int32)
     if config.direction == "span_corruption" and len(marks) < 2:
         raise UserError(
             "direction: span_corruption needs <extra_id_0>, <extra_id_1>, ... in the tokenizer; "
             "choose a T5 tokenizer, or tokenizer.source=train"
         )
-    end = int(tokenizer.eos_token_id or 0)
+    end = cast(int, tokenizer.eos_token_id or 0)
     sources: list[Source] = []
     for i, view in enumerate(config.views):
         if view.weight <= 0:

@@ -8,7 +8,6 @@ documents and give others a new text. Shape legend: N documents of the stream, Q
 import hashlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 
 import numpy as np
 from transformers import PreTrainedTokenizerFast
@@ -85,12 +84,11 @@ class Stream:
         tokenizer: PreTrainedTokenizerFast,
         title: bool = True,
         lowercase: bool = True,
-        cache: Path | None = None,
         with_set_view: bool = False,
     ):
         self.parts = list(parts)
         self.tokenizer = tokenizer
-        self.title, self.lowercase, self.cache = title, lowercase, cache
+        self.title, self.lowercase = title, lowercase
         sizes = [len(part.rows) for part in self.parts]
         self.offsets = np.concatenate([[0], np.cumsum(sizes)]).astype(np.int64)
         self.tokens = self._tokenize_documents("text")
@@ -258,7 +256,7 @@ class Stream:
         texts = map(set_text, texts) if kind == "set" else texts
         about = f"{kind}:title={self.title}:lowercase={self.lowercase}"
         content = f"{corpus.content_hash}:{about}"
-        return cached_tokenize(self.tokenizer, texts, content, self.cache)
+        return cached_tokenize(self.tokenizer, texts, content)
 
     def _tokens_at(self, kind: str, tokens: Tokens, stage: int) -> Tokens:
         replaced = [n for n in range(stage + 1) if len(self.parts[n].replaced)]

@@ -123,7 +123,7 @@ class StageView:
 
         The same for the same ``purpose`` and seed, on every rank.
         """
-        from continual.stream.mixture import stage_batches
+        from continual.stream.mixture import stage_batches  # which imports this module
 
         return stage_batches(self, count, purpose)
 
