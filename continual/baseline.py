@@ -24,8 +24,8 @@ from dsi.files import write_json
 class BaselineRun:
     """One run of ``config.baseline`` over the stages of a stream.
 
-    Nothing is learnt by updates, so nothing is resumed: every run makes all rows, in seconds. The
-    first of several processes does the work. There is no docid, so no indexing accuracy.
+    It makes no updates and no checkpoints: a resumed run makes all rows again, in seconds. Of
+    several processes the first one does the work. There are no docids, so no indexing accuracy.
     """
 
     def __init__(
@@ -41,7 +41,7 @@ class BaselineRun:
         self.retriever: Retriever = config.baseline.build()
 
     def load(self, resume: bool = False, accept: Sequence[str] = ()) -> None:
-        """Begin; there is nothing to load."""
+        """Open metrics.jsonl; there is no state to load."""
         self.tracker = Tracker(self.folder, self.config, self.accelerator)
 
     def run(self, state: None = None) -> None:
@@ -81,7 +81,7 @@ class BaselineRun:
                 directory.seal(self.folder)
 
     def follow(self, stage: int) -> None:
-        """The documents of a stage go, change and come."""
+        """Remove, change and add the documents of a stage."""
         stream = self.stream
         self.retriever.remove(stream.removed(stage))
         changed = np.sort(stream.changed(stage))

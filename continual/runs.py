@@ -1,4 +1,4 @@
-"""Whole runs: start one, go on with one, add a corpus to a finished one."""
+"""Whole runs: train, resume, add a stage, evaluate a stage again, report."""
 
 import os
 from collections.abc import Mapping, Sequence
@@ -86,7 +86,7 @@ def _begin(held: ExitStack, config: RunConfig, overwrite: bool) -> tuple[Materia
 
 
 def _claim(held: ExitStack, folder: Path) -> tuple[RunConfig, list, Accelerator]:
-    """A run that is there, from now on written by this process (the first of several) alone."""
+    """Read a run that exists and lock it: only this process (the first of several) may write."""
     accelerator = make_accelerator(_read_config(folder))
     on_main(accelerator, lambda: held.enter_context(only_writer(folder)))
     config, added = _read_run(folder)
@@ -267,7 +267,7 @@ def _changes(folder: Path, stream: Stream, split: str) -> list[str]:
         where, fix = corpus.folder or corpus.name, "restore them, or start a new run"
         if hashes["documents"] != corpus.part_hashes["documents"]:
             raise UserError(f"{where}: other documents than the run was trained on; {fix}")
-        # a split that was empty has been measured by nobody
+        # None: the split was empty then, so nothing was measured on it
         if hashes[split] not in (None, corpus.part_hashes[split]):
             raise UserError(f"{where}: other {split} queries or judgements than the run had; {fix}")
     return []

@@ -77,7 +77,7 @@ class Trainer:
         self._pools: tuple[int, list[QueryPool], float] = (-1, [], 0.0)
 
     def load(self, resume: bool = False, accept: Sequence[str] = ()) -> TrainState:
-        """Where the run begins; nothing on disk can refuse it afterwards.
+        """The state that the run starts from; after this nothing on disk can refuse it.
 
         ``accept``: see :func:`continual.runs.train`.
         """
@@ -131,7 +131,7 @@ class Trainer:
             directory.seal(self.folder)
 
     def _begin(self, state: TrainState, stage: int) -> StageView:
-        """Docids, model and optimizer follow the stream, and every component begins."""
+        """Adapt docids, model and optimizer to the stage, and let every component begin it."""
         config, method = self.config, self.method
         self.events.extend(self.stream.count(stage), self.stream.replaced(stage))
         model, origins = state.model, {}
@@ -196,7 +196,7 @@ class Trainer:
         sources = stage_sources(
             self.config, self.stream, stage, view.pools, view.ratio, self.tokenizer
         )
-        if not self.docids.corpora:  # D_0: the scheme asks the model's own encoder
+        if not self.docids.corpora:  # D_0, whose docids come from the model's own encoder
             self._loop(state, sources, budget, self.docids.warmup)
             self._leave_atomic(state)
         self._loop(state, sources, budget, budget)
@@ -239,7 +239,7 @@ class Trainer:
         return refuse(problem.value, stage, problem.update, place)
 
     def _leave_atomic(self, state: TrainState) -> None:
-        """D_0 gets its docids from what the encoder has learnt, which then goes on with them."""
+        """Give D_0 its docids by the encoder as trained so far; training goes on with them."""
         config, old = self.config, state.model
         embedder = ModelEmbedder(
             old,
@@ -261,7 +261,7 @@ class Trainer:
         self.method.sharpness.begin_stage(self._view(state, 0))
 
     def _end(self, state: TrainState, stage: int) -> None:
-        """Every component ends the stage: adapters are folded first, weights merged last."""
+        """Let every component end the stage: adapters are folded first, weights merged last."""
         moments = named_state(state.optimizer, state.model)
         view = self._with_pools(self._view(state, stage))
         state.model.eval()
@@ -302,7 +302,7 @@ class Trainer:
         write_json(self.folder / "forgetting_events.json", self.events.to_json(ids))
 
     def _look(self, state: TrainState, stage: int, evaluator: Evaluator) -> np.ndarray:
-        """Which documents of U_n the model finds now; counts forgetting events."""
+        """Whether the model finds each document now; counts forgetting events."""
         found = evaluator.documents_found(stage)
         members = self.stream.members(stage)
         self.events.update(members, found[members], self.total(state))
@@ -334,7 +334,7 @@ class Trainer:
         state.stage = stage
 
     def budget(self, stage: int) -> int:
-        """Updates of a stage. Re-training from scratch gets all that the stream has had so far."""
+        """Updates of a stage; re-training from scratch gets those of all stages so far."""
         training = self.config.training
         if training.restart:
             return training.updates + stage * training.updates_per_stage

@@ -1,4 +1,4 @@
-"""The run directory: the contract of everything downstream (schema 1)."""
+"""The run directory: its files, which everything downstream relies on (schema 1)."""
 
 import functools
 import importlib.metadata
@@ -63,7 +63,7 @@ WRITTEN = re.compile(
         )
     )
 )
-MEMORY = ("pseudo_queries.jsonl", "memory_quality.json")  # of a stage, for the stages after it
+MEMORY = ("pseudo_queries.jsonl", "memory_quality.json")  # of a stage, read by the stages after it
 PACKAGES = ("dsi-continual", "torch", "transformers", "accelerate", "datasets", "numpy", "pyarrow")
 
 
@@ -138,7 +138,7 @@ def seal(folder: Path) -> None:
 
 
 def verify_memory(folder: Path) -> None:
-    """UserError when what stages wrote for later ones to read is not what was written."""
+    """UserError when a generator or pseudo-queries, which later stages read, were changed."""
     verify(folder, "generator")
     for stage in stages(folder):
         verify(stage, *MEMORY)
@@ -236,7 +236,7 @@ def write_docids(folder: Path, stream: Stream, corpus: int, scheme: Any) -> None
 
 
 def read_docids(folder: Path, stream: Stream, corpora: int, scheme: Any) -> None:
-    """Take over the assignment of the first ``corpora`` corpora, and check whose it is."""
+    """Give ``scheme`` the docids of the first ``corpora`` corpora; their documents are checked."""
     verify(folder, *(f"docids/D{n}.tsv" for n in range(corpora)))
     parts: list[np.ndarray] = []
     for n in range(corpora):
@@ -254,7 +254,10 @@ def read_docids(folder: Path, stream: Stream, corpora: int, scheme: Any) -> None
 def write_results(
     folder: Path, stream: Stream, stage: int, results: list[CorpusResult], tag: str
 ) -> None:
-    """TREC runs and per_query.jsonl of one stage; the first of its results."""
+    """TREC runs and per_query.jsonl of one stage.
+
+    Older results of the stage lose their checksums: these are the first that are written anew.
+    """
     target = stage_folder(folder, stage)
     target.mkdir(parents=True, exist_ok=True)
     # a stage that was stopped between its results and its checkpoint writes them again
