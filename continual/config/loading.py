@@ -23,7 +23,7 @@ from dsi.corpus.records import show
 from dsi.errors import UserError
 from dsi.files import refuse_special
 
-AXES = tuple(axis for axis in FAMILIES)
+AXES = tuple(FAMILIES)
 LARGEST_FILE = 1 << 18  # bytes
 MOST_VALUES = 10_000
 
@@ -158,7 +158,7 @@ def _load_yaml(text: str) -> Any:
 def _count(node: yaml.Node, known: dict[int, int]) -> int:
     """How many values a node stands for when aliases are written out."""
     if id(node) not in known:
-        known[id(node)] = 0  # until it is done: an alias of it within is itself
+        known[id(node)] = 0  # while it is counted: an alias of it that finds 0 is inside it
         parts = node.value if isinstance(node, yaml.CollectionNode) else ()
         inner = (part for entry in parts for part in (entry if type(entry) is tuple else (entry,)))
         known[id(node)] = 1 + sum(_count(part, known) for part in inner)

@@ -158,7 +158,9 @@ class Evaluator:
             input_ids, seen = padded_tensors(tokens, rows, self.pad, inference.device)
             several = len(searches) > 1
             shared = {"encoded": inference.encode(input_ids, seen)} if several else {}
-            before = time.perf_counter() - started  # either search alone would take it, too
+            before = (
+                time.perf_counter() - started
+            )  # counted for each search: alone it would need it, too
             for one, search in zip(made, searches, strict=True):
                 started = time.perf_counter()
                 found = search(input_ids, seen, **shared)

@@ -47,8 +47,8 @@ class EWC(Regularizer):
         samples: Count = 500
         """Examples of a stage's own mixture that F is the mean over."""
         fisher: Literal["empirical", "model"] = "empirical"
-        """Whose codes the loss is of: the true ones, or ones drawn from what the model answers, at
-        each docid position behind the true ones (the Fisher information in the strict sense)."""
+        """Which codes the loss is of: the true ones, or codes drawn from the model's own answer, at
+        each docid position after the true ones before it (the Fisher information proper)."""
 
     def __init__(self, config: Config):
         super().__init__(config)

@@ -1,8 +1,8 @@
 """The base optimizer, its schedule, and its state when parameters change their rows.
 
 AdamW is torch's, Adafactor that of transformers: with torch's a rate above 1 / sqrt(updates so far)
-is silently cut to it, which an external schedule must not meet, and small squared gradients are
-floored where the paper (Shazeer and Stern, ICML 2018) only adds 1e-30. Both wait for the device
+is silently cut to it, which would defeat our schedule, and small squared gradients are floored
+where the paper (Shazeer and Stern, ICML 2018) only adds 1e-30. Both Adafactors wait for the device
 once or twice per tensor; torch's ``foreach`` does not spare that.
 """
 

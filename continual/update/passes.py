@@ -225,7 +225,7 @@ def displaced(
     the old numbers themselves come back, since subtracting what was added is not exact. A
     processor's weights get other storage for the time being, the displacement's own
     (``overwrite``), which takes a third of the memory traffic of copying there and back. Sharded
-    models and CUDA graphs read from the weights' storage, so there the copy is what is put away.
+    models and CUDA graphs read from the weights' storage, so there the old values are copied.
     """
     kept: list[Tensor | None] = [None] * len(weights)
 
