@@ -60,7 +60,7 @@ WINDOW = 16  # a quarter of the default, for shorter rounds
 
 
 def docids_of(kind: str, count: int) -> np.ndarray | None:
-    """Codes (N, T) of so many documents; None for atomic ones."""
+    """Codes (N, T) of ``count`` documents; None for atomic ones."""
     if kind == "naive":
         return Naive(Naive.Config()).extend(NewDocuments(count))
     if kind == "codes":
@@ -143,8 +143,8 @@ def _ratio(done: Sequence[Work], base: Sequence[Work], one: Ours) -> float:
 
 
 def write_stream(folder: Path, stages: int, documents: int, seed: int = 0) -> None:
-    """A stream ``equal`` of so many corpora of so many documents of 40 to 80 words; every document
-    has a train and a test query."""
+    """A stream ``equal``: a corpus of ``documents`` documents of 40 to 80 words per stage; every
+    document has a train and a test query."""
     from dsi.corpus.corpus import write_corpus
 
     rng = np.random.default_rng(seed)

@@ -34,19 +34,23 @@ import argparse
 import statistics
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from torch.profiler import ProfilerActivity, profile
 from transformers import T5Config, T5ForConditionalGeneration
 
 from benchmarks.decoding import BASE
 from benchmarks.options import add_options, keep, processor, require_device
 from benchmarks.updates import SMALL, make_accelerator, update
+from continual.config.loading import load_config
 from continual.config.schema import TrainingConfig
-from continual.run.material import prepare_layers
+from continual.run.material import prepare, prepare_layers
+from continual.stream.mixture import stage_sources
+from continual.stream.view import true_queries
 from continual.update.optimizer import make_optimizer
 from dsi.examples.batches import Batch, BatchShape, batches_from
 from dsi.examples.prefetch import ahead
@@ -158,13 +162,6 @@ def of_corpus(folder: str, vocabulary: int) -> Texts:
 
 def stage_zero(folder: str, vocabulary: int, overrides: Sequence[str] = ()) -> tuple:
     """Material and configuration of a corpus as one stage, and its mixture for a seed."""
-    import dataclasses
-
-    from continual.config.loading import load_config
-    from continual.run.material import prepare
-    from continual.stream.mixture import stage_sources
-    from continual.stream.view import true_queries
-
     given = [f"data.corpus={folder}", "data.stream=null"]
     given += [f"tokenizer.vocabulary_size={vocabulary}", *overrides]
     config = load_config(None, given)
@@ -173,7 +170,7 @@ def stage_zero(folder: str, vocabulary: int, overrides: Sequence[str] = ()) -> t
     pools = [queries] if queries else []
 
     def mixture(seed: int) -> list[Source]:
-        seeded = dataclasses.replace(config, seed=seed)
+        seeded = replace(config, seed=seed)
         ratio = config.training.ratio
         return stage_sources(seeded, material.stream, 0, pools, ratio, material.tokenizer)
 
@@ -481,8 +478,6 @@ def line(row: dict[str, Any]) -> str:
 
 def profile_shares(one: Contestant, limit: int = 15) -> list[tuple[str, float]]:
     """Where the time of one round goes: operators by their share of self time."""
-    from torch.profiler import ProfilerActivity, profile
-
     kinds = [ProfilerActivity.CPU]
     if one.device == "cuda":
         kinds.append(ProfilerActivity.CUDA)

@@ -15,7 +15,7 @@ SMALL = dict(d_model=256, d_kv=64, d_ff=1024, num_layers=4, num_decoder_layers=4
 
 
 def make_accelerator(precision: str, cpu: bool = False) -> Accelerator:
-    """An accelerator of its own precision: accelerate keeps the first of a process."""
+    """An accelerator of this precision; Accelerate keeps the first one that a process asks for."""
     accelerator = Accelerator(cpu=cpu)
     accelerator.state._mixed_precision = precision
     accelerator.native_amp = precision != "no"

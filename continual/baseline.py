@@ -1,6 +1,7 @@
 """A run of a baseline: the stages, the matrix and the files of any other run, and no model."""
 
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -10,10 +11,12 @@ from accelerate import Accelerator
 from continual.config.schema import RunConfig
 from continual.measure.evaluation import METRICS, CorpusResult, corpus_results
 from continual.run import directory
+from continual.run.docids import Assignment
 from continual.run.material import Material
 from continual.run.results import row_events
 from continual.run.signals import Signals
 from continual.run.tracking import Tracker
+from continual.stream.stream import Judged
 from dsi.baselines import Retriever
 from dsi.files import write_json
 
@@ -21,8 +24,8 @@ from dsi.files import write_json
 class BaselineRun:
     """One run of ``config.baseline`` over the stages of a stream.
 
-    Nothing is learnt by updates, so nothing is resumed: every run makes all rows, in seconds. The
-    first of several processes does the work. There is no docid, so no indexing accuracy.
+    It makes no updates and no checkpoints: a resumed run makes all rows again, in seconds. Of
+    several processes the first one does the work. There are no docids, so no indexing accuracy.
     """
 
     def __init__(
@@ -31,14 +34,14 @@ class BaselineRun:
         material: Material,
         folder: Path,
         accelerator: Accelerator,
-        docids: Any = None,
+        docids: Assignment | None = None,
     ):
         self.config, self.folder, self.stream = config, folder, material.stream
         self.accelerator, self.signals = accelerator, Signals(accelerator)
         self.retriever: Retriever = config.baseline.build()
 
-    def load(self, resume: bool = False, accept: Any = ()) -> None:
-        """Begin; there is nothing to load."""
+    def load(self, resume: bool = False, accept: Sequence[str] = ()) -> None:
+        """Open metrics.jsonl; there is no state to load."""
         self.tracker = Tracker(self.folder, self.config, self.accelerator)
 
     def run(self, state: None = None) -> None:
@@ -78,13 +81,15 @@ class BaselineRun:
                 directory.seal(self.folder)
 
     def follow(self, stage: int) -> None:
-        """The documents of a stage go, change and come."""
+        """Remove, change and add the documents of a stage."""
         stream = self.stream
         self.retriever.remove(stream.removed(stage))
         changed = np.sort(stream.changed(stage))
         self.retriever.add(changed, list(stream.texts_at(changed, stage)))
 
-    def answer(self, stage: int, queries: list) -> tuple[list[CorpusResult], dict[str, Any]]:
+    def answer(
+        self, stage: int, queries: list[Judged]
+    ) -> tuple[list[CorpusResult], dict[str, Any]]:
         """Results on D_0 .. D_n, and how fast they came."""
         present = self.stream.present(stage)
         asked = [queries[o].among(present) for o in range(stage + 1)]

@@ -66,13 +66,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
         sys.stdout = open(os.devnull, "w")  # noqa: SIM115
         return 0
     except Exception:
-        if another_spoke():  # its line says why the others lost it
+        if another_spoke():  # its line says what went wrong
             return 2
         raise
 
 
 def _stopped(stop: KeyboardInterrupt, options: argparse.Namespace) -> str:
-    """By which signal, where, and how to go on."""
+    """The signal, where the run was stopped, and how to go on."""
     name = signal.Signals(getattr(stop, "signum", signal.SIGINT)).name
     if getattr(options, "run", None) not in (run_train, _add):
         return name
@@ -280,7 +280,7 @@ def _search(options: argparse.Namespace) -> int:
 
 
 def _index_folder(run: Path, stage: int | None) -> Path:
-    """The folder of a stage of a run; without one, and for what is no run, the folder given."""
+    """The folder of a stage; ``run`` itself without a stage, or where it is no run directory."""
     if not os.path.exists(run / "config.yaml"):
         if stage is not None:
             raise UserError(f"--stage: {run} is no run directory; leave it out")

@@ -20,8 +20,8 @@ class Component:
     """Called at the start and the end of every stage, and saved with every checkpoint.
 
     What a component needs it declares by the attributes below, in the class or, where it depends on
-    the settings, in ``__init__``; the loop, the checks of configurations and devices, and the tests
-    read those and never a name.
+    the settings, in ``__init__``. The loop, the checks of configurations and devices, and the tests
+    read these attributes and never ask for a component's name.
 
     ``state``: all that it carries from update to update and from stage to stage, tensors by name.
     One that goes with a parameter has the parameter's name, after a prefix of its own if need be
@@ -33,8 +33,9 @@ class Component:
         """No settings."""
 
     needs_previous: bool = False
-    """Compares the weights with copies of older ones: not possible where every stage starts from
-    new weights (``training.restart``), nor under FSDP2, which keeps weights in pieces."""
+    """Uses copies of older weights: not possible where every stage starts from new weights
+    (``training.restart``) nor, for a regularizer, under FSDP2, which keeps weights in pieces while
+    updates are made."""
     atomic_only: bool = False
     """Needs one code, and so one row, per document (``docids: atomic``)."""
     reads_outputs: bool = False
@@ -45,14 +46,14 @@ class Component:
         self.state: dict[str, Tensor] = {}
 
     def begin_stage(self, view: "StageView") -> None:
-        """A stage begins: docids and model have followed the stream, nothing is trained yet.
+        """A stage begins: docids and model follow the stream, nothing is trained yet.
 
-        Once per stage; a run that is resumed within it finds what :meth:`state_dict` gave.
+        Called once per stage; a run that is resumed within a stage restores ``state`` instead.
         """
 
     def end_stage(self, view: "StageView") -> None:
         """The updates of a stage are made, its evaluation comes next; the model is in evaluation
-        mode. Every rank calls this: what is to be added to the loss has to be the same on all."""
+        mode. Every rank calls this. What it keeps for a loss must be the same on all ranks."""
 
     def example_loss(self, batch: "Batch", scores: list[Tensor]) -> Tensor:
         """A loss per example (B,), added to the cross-entropy of every pass before its gradient.

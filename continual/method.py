@@ -18,7 +18,11 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Method:
-    """The components of a run, each the absent one unless chosen."""
+    """The components of a run; the default of each axis is its base class, which does nothing.
+
+    Stages begin and end the components in the order of these fields: adapters are in place before
+    anything reads the weights, and are folded before the weights are merged.
+    """
 
     parameters: Parameters = field(default_factory=Parameters)
     replay: Replay = field(default_factory=Replay)
@@ -38,5 +42,5 @@ class Method:
 
     @property
     def readers(self) -> list[Component]:
-        """Those that add a loss of their own to every example."""
+        """The components that add a loss of their own to every example."""
         return [component for _, component in self if component.reads_outputs]

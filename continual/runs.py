@@ -1,4 +1,4 @@
-"""Whole runs: start one, go on with one, add a corpus to a finished one."""
+"""Whole runs: train, resume, add a stage, evaluate a stage again, report."""
 
 import os
 from collections.abc import Mapping, Sequence
@@ -13,9 +13,10 @@ from continual.baseline import BaselineRun
 from continual.config.loading import read_resolved
 from continual.config.schema import RunConfig
 from continual.devices.accelerator import make_accelerator, on_main
+from continual.measure.evaluation import METRICS, Evaluator
 from continual.run import directory
 from continual.run.arrivals import check_entry
-from continual.run.docids import Assignment
+from continual.run.docids import Assignment, codes_at
 from continual.run.lock import only_writer
 from continual.run.material import Material, make_model, prepare, read_added, read_arrivals
 from continual.run.stage_index import absolute, text_sources
@@ -24,8 +25,10 @@ from continual.trainer import Trainer
 from dsi.docid_report import format_report
 from dsi.errors import UserError
 from dsi.files import as_written, read_json, replace_atomically, reported
+from dsi.index import check_fit
 from dsi.index_folder import read_settings
 from dsi.manifest import verify
+from dsi.model.dsi_model import load_model
 
 
 def train(
@@ -83,7 +86,7 @@ def _begin(held: ExitStack, config: RunConfig, overwrite: bool) -> tuple[Materia
 
 
 def _claim(held: ExitStack, folder: Path) -> tuple[RunConfig, list, Accelerator]:
-    """A run that is there, from now on written by this process (the first of several) alone."""
+    """Read a run that exists and lock it: only this process (the first of several) may write."""
     accelerator = make_accelerator(_read_config(folder))
     on_main(accelerator, lambda: held.enter_context(only_writer(folder)))
     config, added = _read_run(folder)
@@ -216,11 +219,6 @@ def _show(folder: Path) -> None:
 
 def evaluate(folder: Path, stage: int | None = None, split: str = "test") -> list[str]:
     """Recompute one row of the matrix from the stage's model; returns lines to print."""
-    from continual.measure.evaluation import METRICS, Evaluator
-    from continual.run.docids import codes_at
-    from dsi.index import check_fit
-    from dsi.model.dsi_model import load_model
-
     config, added = _read_run(folder)
     if config.is_baseline:
         raise UserError(
@@ -269,7 +267,7 @@ def _changes(folder: Path, stream: Stream, split: str) -> list[str]:
         where, fix = corpus.folder or corpus.name, "restore them, or start a new run"
         if hashes["documents"] != corpus.part_hashes["documents"]:
             raise UserError(f"{where}: other documents than the run was trained on; {fix}")
-        # a split that was empty has been measured by nobody
+        # None: the split was empty then, so nothing was measured on it
         if hashes[split] not in (None, corpus.part_hashes[split]):
             raise UserError(f"{where}: other {split} queries or judgements than the run had; {fix}")
     return []
@@ -304,19 +302,17 @@ def report(folders: list[Path], out: Path | None = None) -> list[str]:
     tables = [
         _tables(folder, matrices[name]) for folder, name in zip(folders, matrices, strict=True)
     ]
-    target = out or folders[0] / "figures"
+    shared = out or folders[0] / "figures"
     try:
-        target.mkdir(parents=True, exist_ok=True)
+        shared.mkdir(parents=True, exist_ok=True)
     except (OSError, ValueError) as error:
-        raise UserError(f"{target}: cannot be made ({error}); choose another --out") from error
+        raise UserError(f"{shared}: cannot be made ({error}); choose another --out") from error
     lines = []
     for folder, table, (name, matrix) in zip(folders, tables, matrices.items(), strict=True):
         target = out / name.replace("/", "_") if out else folder / "figures"
         lines += [name, *table, *(f"figure: {path}" for path in save_figures(matrix, target))]
     if len(folders) > 1:
-        target = out or folders[0] / "figures"
-        target.mkdir(parents=True, exist_ok=True)
-        path = target / "comparison.png"
+        path = shared / "comparison.png"
         comparison(matrices, "hits@10").savefig(path, dpi=150)
         lines.append(f"figure: {path}")
     return lines

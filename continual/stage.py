@@ -71,7 +71,9 @@ class StageLoop:
         self.shape = batch_shape(
             self.config.training, self.sources, self.window, self.seed, ranks, self.pad
         )
-        self.losses: list[torch.Tensor] = []  # this rank's shares of the latest ones
+        self.losses: list[
+            torch.Tensor
+        ] = []  # this rank's shares of the losses since the last exchange
 
     def train(self, stop: int) -> Generator[Due, None, None]:
         """Make updates until there are ``stop``; ``state`` is up to date whenever this yields."""
@@ -94,7 +96,7 @@ class StageLoop:
                 bar.update()
                 is_last = state.update == self.budget
                 if state.update % config.tracking.log_every == 0 or is_last:
-                    # plain updates wait for the device here alone: was every loss finite?
+                    # the one place where plain updates wait for the device: was every loss finite?
                     self._check(batches)
                     bar.set_postfix(loss=f"{self._log(rate, update):.3f}", refresh=False)
                 due = self._due(is_last)
@@ -136,7 +138,7 @@ class StageLoop:
         return map(Batch.pinned, drawn) if self.accelerator.device.type == "cuda" else drawn
 
     def _take(self, update: Update, batch: Batch) -> float:
-        """One update; its learning rate."""
+        """Make one update; returns its learning rate."""
         state, training = self.state, self.config.training
         rate = learning_rate(training, state.stage, state.update, self.budget)
         for group in self.optimizer.param_groups:
@@ -164,21 +166,21 @@ class StageLoop:
         )
 
     def _exchange(self) -> None:
-        """Ranks exchange their shares of the losses at once, not update by update."""
+        """Sum the ranks' shares of the latest losses, all of them in one exchange."""
         if self.losses:
             sums = cast(torch.Tensor, self.accelerator.reduce(torch.stack(self.losses), "sum"))
             self.state.recent += sums.unbind()
             self.losses.clear()
 
     def _settle(self) -> None:
-        """What is evaluated and saved is up to date in ``state``."""
+        """Bring ``state``, which is evaluated and saved, up to date."""
         self._exchange()
         if is_sharded(self.accelerator):
             state = self.state
             gather(self.model, self.optimizer, state.model, state.optimizer)
 
     def _check(self, batches: Any) -> None:
-        """Raise for the first loss since the last time that is not finite."""
+        """Raise NotFinite for the first loss since the last training line that is not finite."""
         self._exchange()
         recent = self.state.recent
         values = torch.stack(recent).tolist() if recent else []
@@ -189,7 +191,7 @@ class StageLoop:
                 raise NotFinite(next(iter(self._batches(bad, bad + 1))), value, bad)
 
     def _log(self, rate: float, update: Update) -> float:
-        """A training line; the mean loss since the last one."""
+        """Write a training line; returns its loss, the mean since the last one."""
         state = self.state
         if not state.recent:
             raise UserError(

@@ -1,4 +1,4 @@
-"""What a run is made of between two updates, live and as a checkpoint."""
+"""The state of a run between two updates, in memory and as a checkpoint."""
 
 import json
 from collections.abc import Mapping
@@ -16,7 +16,7 @@ from dsi.model.dsi_model import DSIConfig, DSIModel
 
 @dataclass
 class TrainState:
-    """What a checkpoint holds, live."""
+    """What a checkpoint holds, in memory."""
 
     model: DSIModel
     optimizer: torch.optim.Optimizer
@@ -30,7 +30,7 @@ class TrainState:
 
 
 def to_checkpoint(state: TrainState, method: Method, values: Mapping[str, Any]) -> Checkpoint:
-    """``values``: plain data of the loop."""
+    """The state as a checkpoint; ``values``: further plain data of the trainer."""
     weights = dict(state.model.state_dict())
     weights.pop("decoder.embed_tokens.weight", None)  # the encoder's, tied
     tensors = {
@@ -51,14 +51,14 @@ def to_checkpoint(state: TrainState, method: Method, values: Mapping[str, Any]) 
 def from_checkpoint(
     found: Checkpoint, method: Method, training: TrainingConfig, device: torch.device
 ) -> TrainState:
-    """The inverse; the components get back what they carry, too."""
+    """The inverse of :func:`to_checkpoint`; components get their state back, too."""
     values, tensors, stage = found.values, found.tensors, found.stage
-    # from its configuration: a run that began with a pretrained checkpoint needs it no more
+    # from its own configuration: the pretrained model that a run began with is not needed again
     model: Any = DSIModel(DSIConfig.from_dict(values["model"]))
     weights = tensors["model"]
     weights["decoder.embed_tokens.weight"] = weights["encoder.embed_tokens.weight"]
     model.to(weights["docids.rows"].dtype)  # of the run, which need not be PyTorch's default
-    if not found.finished:  # the end of a stage has folded what it was trained with
+    if not found.finished:  # at the end of a stage adapters are folded
         method.parameters.shape(model, stage)
     model.load_state_dict(weights)
     model.to(device)

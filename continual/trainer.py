@@ -37,7 +37,7 @@ from continual.run.stage_index import write_index
 from continual.run.tracking import Tracker
 from continual.stage import NotFinite, StageLoop
 from continual.state import TrainState, from_checkpoint, to_checkpoint
-from continual.stream.mixture import prompt_ids, stage_pools, stage_sources
+from continual.stream.mixture import stage_pools, stage_sources
 from continual.stream.view import QueryPool, StageView
 from continual.update.optimizer import make_optimizer, named_state, restore_state
 from dsi.embeddings import ModelEmbedder
@@ -46,7 +46,7 @@ from dsi.files import write_json
 from dsi.model.dsi_model import DSIModel
 from dsi.search.trie import Trie
 from dsi.seeding import derive
-from dsi.text.tokens import pad_id
+from dsi.text.tokens import pad_id, prompt_ids
 
 
 class Trainer:
@@ -77,7 +77,7 @@ class Trainer:
         self._pools: tuple[int, list[QueryPool], float] = (-1, [], 0.0)
 
     def load(self, resume: bool = False, accept: Sequence[str] = ()) -> TrainState:
-        """Where the run begins; nothing on disk can refuse it afterwards.
+        """The state that the run starts from; after this nothing on disk can refuse it.
 
         ``accept``: see :func:`continual.runs.train`.
         """
@@ -131,7 +131,7 @@ class Trainer:
             directory.seal(self.folder)
 
     def _begin(self, state: TrainState, stage: int) -> StageView:
-        """Docids, model and optimizer follow the stream, and every component begins."""
+        """Adapt docids, model and optimizer to the stage, and let every component begin it."""
         config, method = self.config, self.method
         self.events.extend(self.stream.count(stage), self.stream.replaced(stage))
         model, origins = state.model, {}
@@ -176,7 +176,7 @@ class Trainer:
             self.config,
             self.folder,
             state.model,
-            self._codes(stage),
+            self.docids.codes(stage),
             self.accelerator,
             progress=sys.stderr.isatty(),
             log=lambda values: self.tracker.log({"stage": stage, **values}, self.total(state)),
@@ -196,7 +196,7 @@ class Trainer:
         sources = stage_sources(
             self.config, self.stream, stage, view.pools, view.ratio, self.tokenizer
         )
-        if not self.docids.corpora:  # D_0: the scheme asks the model's own encoder
+        if not self.docids.corpora:  # D_0, whose docids come from the model's own encoder
             self._loop(state, sources, budget, self.docids.warmup)
             self._leave_atomic(state)
         self._loop(state, sources, budget, budget)
@@ -211,7 +211,7 @@ class Trainer:
             self.signals,
             state,
             sources,
-            self._codes(state.stage),
+            self.docids.codes(state.stage),
             budget,
             sum(state.num_updates),
             pad_id(self.tokenizer),
@@ -239,7 +239,7 @@ class Trainer:
         return refuse(problem.value, stage, problem.update, place)
 
     def _leave_atomic(self, state: TrainState) -> None:
-        """D_0 gets its docids from what the encoder has learnt, which then goes on with them."""
+        """Give D_0 its docids by the encoder as trained so far; training goes on with them."""
         config, old = self.config, state.model
         embedder = ModelEmbedder(
             old,
@@ -261,7 +261,7 @@ class Trainer:
         self.method.sharpness.begin_stage(self._view(state, 0))
 
     def _end(self, state: TrainState, stage: int) -> None:
-        """Every component ends the stage: adapters are folded first, weights merged last."""
+        """Let every component end the stage: adapters are folded first, weights merged last."""
         moments = named_state(state.optimizer, state.model)
         view = self._with_pools(self._view(state, stage))
         state.model.eval()
@@ -280,7 +280,7 @@ class Trainer:
         row = {metric: [result.metrics[metric] for result in results] for metric in METRICS}
         state.num_updates.append(state.update)
         state.rows.append(row)
-        flat = measure_stage(self.config, self.stream, state.model, self._codes(stage), stage)
+        flat = measure_stage(self.config, self.stream, state.model, self.docids.codes(stage), stage)
         matrix = self.matrix(state)
         for event in row_events(stage, state.update, row, matrix, flat):
             self.tracker.log(event, self.total(state, finished=True))
@@ -295,26 +295,22 @@ class Trainer:
 
     def _write(self, state: TrainState, results: list[CorpusResult], trie: Trie | None) -> None:
         """The results of a stage, and its folder as an index."""
-        stage, codes = state.stage, self._codes(state.stage)
+        stage, codes = state.stage, self.docids.codes(state.stage)
         directory.write_results(self.folder, self.stream, stage, results, self.config.name)
         write_index(self.folder, stage, self.config, self.stream, state.model, codes, trie)
         ids = self.stream.document_ids(0, self.stream.count(stage))
         write_json(self.folder / "forgetting_events.json", self.events.to_json(ids))
 
     def _look(self, state: TrainState, stage: int, evaluator: Evaluator) -> np.ndarray:
-        """Which documents of U_n the model finds now; counts forgetting events."""
+        """Whether the model finds each document now; counts forgetting events."""
         found = evaluator.documents_found(stage)
         members = self.stream.members(stage)
         self.events.update(members, found[members], self.total(state))
         return found
 
     def _evaluator(self, state: TrainState, stage: int) -> Evaluator:
-        codes, stream = self._codes(stage), self.stream
+        codes, stream = self.docids.codes(stage), self.stream
         return Evaluator(self.config, stream, state.model, codes, self.accelerator, stage)
-
-    def _codes(self, stage: int) -> np.ndarray:
-        """Codes (N, T) of the documents that have arrived, all -1 where one was removed."""
-        return self.docids.codes(stage)
 
     def _start(self) -> TrainState:
         self.docids.clear()
@@ -338,7 +334,7 @@ class Trainer:
         state.stage = stage
 
     def budget(self, stage: int) -> int:
-        """Updates of a stage. Re-training from scratch gets all that the stream has had so far."""
+        """Updates of a stage; re-training from scratch gets those of all stages so far."""
         training = self.config.training
         if training.restart:
             return training.updates + stage * training.updates_per_stage

@@ -40,7 +40,7 @@ def test_every_run_configuration_builds(path):
 @pytest.mark.parametrize("name", preset_names())
 def test_every_preset_builds_and_says_something(name):
     path = ROOT / "continual" / "presets" / f"{name}.yaml"
-    config = load_config(None, [], method=name)
+    config = load_config(None, [f"method={name}"])
     assert config.method == name
     assert load_config(None, [f"method={name}"]) == config
     of_schema, of_method = path.read_text("utf-8").splitlines()[:2]

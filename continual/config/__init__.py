@@ -1,4 +1,4 @@
 """The settings of a run: their schema, their rules, and components by name.
 
-For the doors (cli, runs) and for whatever is given a RunConfig.
+For the entry points (cli, runs) and for whatever is given a RunConfig.
 """

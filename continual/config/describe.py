@@ -63,7 +63,7 @@ def _member(axis: str, name: str) -> dict[str, Any]:
 
 
 def _choice(axis: str) -> dict[str, Any]:
-    """A member by its name alone, a mapping with its settings, or settings of the one below."""
+    """A member by its name alone, a mapping with its settings, or settings without a name."""
     names = available(axis)
     settings: dict[str, list[Any]] = {}
     for name in names:

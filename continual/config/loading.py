@@ -23,17 +23,13 @@ from dsi.corpus.records import show
 from dsi.errors import UserError
 from dsi.files import refuse_special
 
-AXES = tuple(axis for axis in FAMILIES)
+AXES = tuple(FAMILIES)
 LARGEST_FILE = 1 << 18  # bytes
 MOST_VALUES = 10_000
 
 
-def load_config(
-    path: str | Path | None = None,
-    overrides: Sequence[str] = (),
-    method: str | None = None,
-) -> RunConfig:
-    """The configuration of a YAML file (None: the defaults), a method and overrides."""
+def load_config(path: str | Path | None = None, overrides: Sequence[str] = ()) -> RunConfig:
+    """The configuration of a YAML file (None: the defaults) with ``key=value`` overrides on top."""
     file = _read_yaml(Path(path)) if path is not None else {}
     if "method" in file and not isinstance(file["method"], str):
         raise UserError(
@@ -42,6 +38,7 @@ def load_config(
     if "extends" in file:
         raise UserError(f"{path}: extends: is for presets; name the preset as method: NAME")
     assignments = [_override(text) for text in overrides]
+    method = None
     for keys, value in assignments:
         if keys == ["method"]:
             method = str(value)
@@ -161,7 +158,7 @@ def _load_yaml(text: str) -> Any:
 def _count(node: yaml.Node, known: dict[int, int]) -> int:
     """How many values a node stands for when aliases are written out."""
     if id(node) not in known:
-        known[id(node)] = 0  # until it is done: an alias of it within is itself
+        known[id(node)] = 0  # while it is counted: an alias of it that finds 0 is inside it
         parts = node.value if isinstance(node, yaml.CollectionNode) else ()
         inner = (part for entry in parts for part in (entry if type(entry) is tuple else (entry,)))
         known[id(node)] = 1 + sum(_count(part, known) for part in inner)

@@ -1,8 +1,8 @@
 """Plain data to checked settings, by pydantic, and back; every mistake is one line with its key.
 
-Types and ranges stand at the fields of the dataclasses. What is added here is what YAML and its
-writers do: ``3e-4`` and ``1e3`` are text to PyYAML, ``no`` and ``off`` are false, and a character
-may come as the two halves of JSON's escapes.
+Types and ranges stand at the fields of the dataclasses. Added here is what people mean in YAML:
+PyYAML reads ``3e-4`` and ``1e3`` as text and ``no`` and ``off`` as false, and a character may be
+written as the two halves of a JSON escape.
 """
 
 import dataclasses
@@ -63,7 +63,7 @@ def _adapter(hint: Any) -> TypeAdapter[Any]:
 
 
 def _lenient(hint: Any, limits: tuple[Any, ...] = ()) -> Any:
-    """The type with what YAML's writers mean read first; nothing else is converted silently."""
+    """The type, with a reader of what people mean in YAML; nothing else is converted silently."""
     origin, arguments = typing.get_origin(hint), typing.get_args(hint)
     if hint in (bool, int, float, str):
         return Annotated[hint, Strict(), *limits, BeforeValidator(READ[hint])]

@@ -1,6 +1,6 @@
-"""``~`` and ``$NAME`` in settings that name files, where no shell has read them.
+"""``~`` and ``$NAME`` in settings that name files, where no shell has expanded them.
 
-That is in YAML, and behind the ``=`` of ``output=~/runs``.
+That is in YAML, and after the ``=`` of ``output=~/runs``.
 """
 
 import os
@@ -12,7 +12,7 @@ from dsi.corpus.records import show
 from dsi.errors import UserError
 
 FILES = ("output", "data.corpus", "data.stream")
-NAMES = (  # a file, or a name that is asked for on the network
+NAMES = (  # a file, or a name to be downloaded
     "tokenizer.source",
     "model.source",
     "docids.embedding.name",
@@ -46,8 +46,9 @@ def with_paths(values: Mapping[str, Any]) -> dict[str, Any]:
 def expand(text: str, key: str, is_file: bool = True) -> str:
     """A path with ``~`` and variables written out; UserError for an unknown user or variable.
 
-    What is there under its literal name stays. Where a name may be meant that is sent to somebody,
-    a variable has to make an absolute path of it: a file from elsewhere could ask for a secret.
+    A path that exists as written is returned unchanged. Where the text may also be a name that is
+    sent over the network (``is_file=False``), a variable is read only if the result is an absolute
+    path: a configuration from somebody else could otherwise send a secret of the environment.
     """
     if os.path.lexists(text):
         return text

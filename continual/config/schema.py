@@ -99,8 +99,8 @@ class TrainingConfig(Settings):
     """Updates drawn together and sorted by length, so that batches need little padding; fewer where
     a stage is no whole number of windows."""
     length_groups: Count = 1
-    """An update has examples of so many quantiles of length, each padded and passed on its own; 1:
-    all of about one length, the fastest."""
+    """Groups of an update, each from another quantile of length, padded and passed on its own; 1:
+    all examples are of about one length, which is fastest."""
     optimizer: Literal["adamw", "adafactor"] = "adamw"
     """adafactor: the rate is a share of each tensor's own size (T5X: 1e-3 to fine-tune)."""
     learning_rate: Positive = 2e-3
@@ -139,18 +139,18 @@ class TrainingConfig(Settings):
     """bf16: autocast with fp32 weights; auto: bf16 on GPUs that have units for it, and no on every
     processor, so that a run means the same on all of them. T5 overflows in fp16."""
     fast_dropout: bool = True
-    """On a processor, decide by 8 random bits per value instead of a random float."""
+    """On a processor, draw dropout by 8 random bits per value instead of a random float."""
     gradient_checkpointing: bool = False
     """Run each layer again in the backward pass instead of keeping what it computed."""
     compile: Literal["no", "default", "reduce-overhead", "max-autotune"] = "no"
     """Mode of torch.compile (reduce-overhead: CUDA graphs); slower than no on a processor."""
     pad_to_multiple: Annotated[int, Ge(1), Le(2**10)] = 1
-    """Inputs are padded to a multiple of so many tokens, so that few shapes are compiled."""
+    """Inputs are padded to a multiple of this many tokens, so that few shapes are compiled."""
     prefetch: Annotated[int, Ge(0), Le(2**10)] = 2
     """Batches made ahead by a thread; 0: none."""
     reset_optimizer: bool = False
     """Start every stage with fresh moments. false: they are kept, and the first steps of new docid
-    rows are up to six rates long, which helps them (continual.update.optimizer.restore_state)."""
+    rows are up to 6.6 rates long, which helps them (continual.update.optimizer.restore_state)."""
     restart: bool = False
     """Start every stage from new weights: re-training from scratch on U_n."""
     stages: Literal["all", "last"] = "all"

@@ -1,4 +1,4 @@
 """Processes and accelerators, and weights in pieces over them.
 
-For the doors (cli, runs) and the trainer.
+For the entry points (cli, runs) and the trainer.
 """

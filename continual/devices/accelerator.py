@@ -60,10 +60,10 @@ def make_accelerator(config: RunConfig) -> Accelerator:
 
 
 def part() -> None:
-    """Leave the other processes in good order, when the run has ended as it should.
+    """Leave the process group together, when the run has ended as it should.
 
-    Left to the interpreter's end, a process may find in its last moments that another has gone, and
-    abort. After a failure the others may wait for what never comes: that is left to the launcher.
+    Without this a process may abort at its very end because another one has gone first. After a
+    failure the other processes may wait for ever: ending those is left to the launcher.
     """
     if is_initialized():
         state = PartialState()
@@ -72,7 +72,7 @@ def part() -> None:
 
 
 def on_main(accelerator: Accelerator, work: Callable[[], object]) -> None:
-    """Do something on the first process alone; what it is refused, every process is refused."""
+    """Call ``work`` on the first process alone; a UserError there is raised on every process."""
     line = ""
     if accelerator.is_main_process:
         try:
@@ -107,7 +107,7 @@ def _join_processors(threads: int) -> None:
         )
     if is_one_machine:
         os.environ.setdefault("MASTER_ADDR", "127.0.0.1")
-        # not the address that the host's name stands for, which may be anything and may change
+        # not the address of the host's name, which may be any and may change
         loopback = [name for _, name in socket.if_nameindex() if name.startswith("lo")]
         if loopback:
             os.environ.setdefault("GLOO_SOCKET_IFNAME", loopback[0])
@@ -141,7 +141,7 @@ def precision(config: RunConfig, device: torch.device) -> Literal["no", "bf16"]:
 
 
 def _device_to_come() -> torch.device:
-    # asking Accelerate's state before there is an Accelerator would fix the number of processes
+    # Accelerate's own state cannot be asked: that would fix the number of processes too early
     cpu = parse_flag_from_env("ACCELERATE_USE_CPU") or not torch.cuda.is_available()
     return torch.device("cpu" if cpu else "cuda")
 

@@ -28,12 +28,12 @@ def say_once(line: str) -> None:
 
 
 def another_spoke() -> bool:
-    """Whether a process of the run has said what ended it: what follows from that is no news."""
+    """Whether a process of the run has already said what ended it."""
     return bool(_added("any", 0))
 
 
 def _added(name: str, amount: int) -> int | None:
-    """A count of all processes, by ``amount`` more; None where there is nothing that they share."""
+    """Add to a counter that all processes share; its new value, None where there is none."""
     if world_size() == 1:
         return None
     agent = os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True"
@@ -44,9 +44,9 @@ def _added(name: str, amount: int) -> int | None:
     distributed: Any = torch.distributed
     if not agent and not distributed.is_initialized():
         return None
-    # torchrun may start all processes again, and they have a word of their own
+    # torchrun may start all processes again: a new attempt has counters of its own
     key = f"dsi/{os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}/{name}"
-    try:  # the launcher holds the table, or the first process, which may have ended
+    try:  # the launcher has the counters, or the first process, which may have ended
         host, port = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
         store = distributed.TCPStore(
             host, port, is_master=False, wait_for_workers=False, timeout=timedelta(seconds=5)

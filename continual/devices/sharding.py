@@ -1,7 +1,7 @@
 """FSDP2: weights, gradients and moments in pieces over the ranks, while updates are made.
 
-With torch's ``fully_shard`` rather than through Accelerate, which starts it on accelerators only:
-so two processes without a GPU test what many with one run. Between stages, and whenever the run
+By torch's ``fully_shard`` itself: Accelerate uses it on accelerators only, and here two processes
+without a GPU test the code that many GPUs run. Between stages, and whenever the run
 evaluates or saves, every rank holds the whole model, on one code path with everything else.
 """
 
@@ -29,7 +29,7 @@ def is_sharded(accelerator: Accelerator) -> bool:
 def shard(
     model: DSIModel, optimizer: torch.optim.Optimizer, config: TrainingConfig
 ) -> tuple[DSIModel, torch.optim.Optimizer]:
-    """A copy of both in pieces: every block of layers is gathered when it runs."""
+    """A copy of both in pieces; every block of layers is gathered when it runs."""
     # T5's blocks return views of their position bias, which nothing changes in place
     warnings.filterwarnings("ignore", message=".*returned a view tensor")
     pieces = copy.deepcopy(model)

@@ -29,10 +29,10 @@ METRICS = ("hits@1", "hits@10", "mrr@10", "indexing_accuracy")
 
 @dataclass(frozen=True)
 class CorpusResult:
-    """One cell of every matrix, with what stands behind it.
+    """One corpus after one stage: a cell of every metric's matrix, and the results behind it.
 
-    ``ranks`` (Q,): place of the best answer, 1-based, 0 when it is not among the K found. Behind
-    the last result of a query that has fewer than K, ``top_QK`` has -1 and ``scores_QK`` -inf.
+    ``ranks`` (Q,): place of the best answer, 1-based, 0 when it is not among the K found. A
+    query with fewer than K results has -1 in ``top_QK`` and -inf in ``scores_QK`` after the last.
     """
 
     corpus: int
@@ -158,7 +158,9 @@ class Evaluator:
             input_ids, seen = padded_tensors(tokens, rows, self.pad, inference.device)
             several = len(searches) > 1
             shared = {"encoded": inference.encode(input_ids, seen)} if several else {}
-            before = time.perf_counter() - started  # either search alone would take it, too
+            before = (
+                time.perf_counter() - started
+            )  # counted for each search: alone it would need it, too
             for one, search in zip(made, searches, strict=True):
                 started = time.perf_counter()
                 found = search(input_ids, seen, **shared)

@@ -6,9 +6,9 @@ whose answers are still there: it is left out of the averages. P[n][o] is measur
 of D_o after stage n, so documents that are removed are no forgetting. Every function returns one
 value per stage, None where undefined.
 
-Papers share names and not definitions, so here each name is one formula. The unqualified
-``average_performance``, ``forgetting`` and ``learning_performance`` are A_n, F_n and LA_n of
-DSI++ (Mehta et al., EMNLP 2023, section 2), in which every corpus has equal weight, D_0 included.
+``average_performance``, ``forgetting`` and ``learning_performance`` are A_n, F_n and LA_n of DSI++
+(Mehta et al., EMNLP 2023, section 2). Every corpus has equal weight there, D_0 included; other
+papers define measures of the same names differently.
 """
 
 import math
@@ -32,7 +32,7 @@ def forgetting(P: Matrix) -> PerStage:
     DSI++ lets l start at 0; a corpus that is not indexed yet scores about 0, so the maximum is
     the same, and entries above the diagonal need not be measured. Negative when D_o improved.
     """
-    return [_mean(_drop(P, n, o, range(o, n)) for o in range(n)) for n in range(len(P))]
+    return [_mean(_drop(P, n, o) for o in range(n)) for n in range(len(P))]
 
 
 def learning_performance(P: Matrix) -> PerStage:
@@ -50,63 +50,6 @@ def summary(metrics: Mapping[str, Matrix]) -> dict[str, dict[str, PerStage]]:
     }
 
 
-# Other definitions in use.
-
-
-def micro_average_performance(P: Matrix, num_queries: Sequence[int]) -> PerStage:
-    """sum_{o<=n} m_o P[n,o] / sum_{o<=n} m_o, with m_o the number of test queries of D_o."""
-    averages: PerStage = []
-    for n in range(len(P)):
-        row = [(m, _at(P, n, o)) for o, m in enumerate(num_queries[: n + 1])]
-        known = [(m, value) for m, value in row if value is not None and m]
-        total = sum(m for m, _ in known)
-        averages.append(sum(m * value for m, value in known) / total if total else None)
-    return averages
-
-
-def average_incremental_performance(P: Matrix) -> PerStage:
-    """1/(n+1) * sum_{i=0..n} A_i."""
-    averages = average_performance(P)
-    return [_mean(averages[: n + 1]) for n in range(len(P))]
-
-
-def forgetting_initial(P: Matrix) -> PerStage:
-    """1/n * sum_{o<n} (P[o,o] - P[n,o]): against the stage that indexed D_o (Avalanche)."""
-    return [_mean(_drop(P, n, o, [o]) for o in range(n)) for n in range(len(P))]
-
-
-def forgetting_over_all_stages(P: Matrix) -> PerStage:
-    """1/n * sum_{o<n} max_{0<=l<n} (P[l,o] - P[n,o]): also stages before D_o was indexed (Renate).
-
-    Differs from ``forgetting`` only where measured entries above the diagonal are the best.
-    """
-    return [_mean(_drop(P, n, o, range(n)) for o in range(n)) for n in range(len(P))]
-
-
-def bwt_gem(P: Matrix) -> PerStage:
-    """1/n * sum_{o<n} (P[n,o] - P[o,o]) (Lopez-Paz and Ranzato, 2017)."""
-    return [None if value is None else -value for value in forgetting_initial(P)]
-
-
-def bwt_diaz_rodriguez(P: Matrix) -> PerStage:
-    """The mean of P[i,o] - P[o,o] over all o < i <= n (Diaz-Rodriguez et al., 2018)."""
-    return [
-        _mean(_difference(_at(P, i, o), _at(P, o, o)) for i in range(n + 1) for o in range(i))
-        for n in range(len(P))
-    ]
-
-
-def fwt(P: Matrix, baseline: Sequence[float | None] | None = None) -> PerStage:
-    """1/n * sum_{o=1..n} (P[o-1,o] - b[o]): what D_o scores just before it is indexed.
-
-    ``baseline`` b holds the scores of the untrained model (Lopez-Paz and Ranzato, 2017); without
-    it b is 0. Needs the entries right above the diagonal; None where they were not measured.
-    """
-    base = [0.0] * len(P) if baseline is None else baseline
-    gains = [_difference(_at(P, o - 1, o), base[o]) for o in range(1, len(P))]
-    return [_mean(gains[:n]) for n in range(len(P))]
-
-
 # Forgetting events.
 
 
@@ -116,25 +59,6 @@ class EventCounts(NamedTuple):
     events: np.ndarray  # int64: how often correct was followed by incorrect
     first_learnt: np.ndarray  # int64: when it was first correct, -1 = never
     state: np.ndarray  # int8: at its last evaluation 1 = correct, 0 = incorrect; -1 = not evaluated
-
-
-def forgetting_events(correct: np.ndarray) -> EventCounts:
-    """Forgetting events in a boolean history (S evaluations, N documents).
-
-    A document has an event when it is correct at one evaluation and incorrect at the next
-    (Toneva et al., 2019). ``first_learnt`` is the number of the evaluation, from 0.
-    """
-    correct = np.asarray(correct, bool)
-    if correct.ndim != 2:
-        raise ValueError(
-            f"the history has shape {correct.shape}, expected (evaluations, documents)"
-        )
-    events = (correct[:-1] & ~correct[1:]).sum(axis=0)
-    if not len(correct):
-        nothing = np.full(correct.shape[1], -1, np.int64)
-        return EventCounts(events, nothing, nothing.astype(np.int8))
-    first = np.where(correct.any(axis=0), correct.argmax(axis=0), -1)
-    return EventCounts(events, first, correct[-1].astype(np.int8))
 
 
 class ForgettingEvents:
@@ -253,14 +177,12 @@ def _at(P: Matrix, n: int, o: int) -> float | None:
     return None if value is None or math.isnan(value) else float(value)
 
 
-def _difference(left: float | None, right: float | None) -> float | None:
-    return None if left is None or right is None else left - right
-
-
-def _drop(P: Matrix, n: int, o: int, stages: Iterable[int]) -> float | None:
-    """The largest P[l,o] - P[n,o] over the stages l at which D_o was measured."""
-    drops = [_difference(_at(P, stage, o), _at(P, n, o)) for stage in stages]
-    return max((drop for drop in drops if drop is not None), default=None)
+def _drop(P: Matrix, n: int, o: int) -> float | None:
+    """The largest P[l,o] - P[n,o] over the stages o <= l < n at which D_o was measured."""
+    now, before = _at(P, n, o), [_at(P, stage, o) for stage in range(o, n)]
+    if now is None:
+        return None
+    return max((value - now for value in before if value is not None), default=None)
 
 
 def _mean(values: Iterable[float | None]) -> float | None:

@@ -14,13 +14,13 @@ class Parameters(Component):
     trains_all: bool = True
     """Every parameter has a gradient in every stage; otherwise DDP looks for those without."""
     makes_updates: bool = True
-    """Stages n > 0 are made of updates; otherwise :meth:`learn` does all of them."""
+    """Stages n > 0 make updates; otherwise :meth:`learn` does all the work there."""
 
     def shape(self, model: DSIModel, stage: int) -> None:
         """Put in what the stage trains besides the model's own weights (adapters), in place.
 
-        When a stage begins, and before the weights of a checkpoint of the stage are loaded: names
-        and sizes must follow from the settings, the model and the stage. ``end_stage`` folds it
+        Called when a stage begins, and before a checkpoint of the stage is loaded: names and sizes
+        must follow from the settings, the model and the stage. ``end_stage`` folds it
         into the weights again, so that what a stage leaves is a plain model.
         """
 
@@ -34,5 +34,5 @@ class Parameters(Component):
 
     @contextmanager
     def folded(self, model: DSIModel) -> Iterator[None]:
-        """The model's own weights are, for the time being, all that it computes with."""
+        """Within: a plain model, whose weights include what adapters add; afterwards as before."""
         yield

@@ -1,4 +1,4 @@
-"""Only the rows of the docid codes move after D_0."""
+"""Only the rows of the docid codes are trained after D_0."""
 
 from continual.parameters._base import Parameters
 from dsi.model.dsi_model import DSIModel
@@ -17,6 +17,6 @@ class DocidRows(Parameters):
     trains_all = False
 
     def select(self, model: DSIModel, stage: int) -> None:
-        """Mark what is trained in a stage."""
+        """Everything in stage 0, the rows of docid codes after it."""
         for name, parameter in model.named_parameters():
             parameter.requires_grad_(stage == 0 or name in ROWS)

@@ -51,19 +51,19 @@ class IncrementalRows(DocidRows):
         old_margin: Annotated[float, FINITE] = 1.0
         """By how much it is to be below an old one's on the old one's texts."""
         l2: NotNegative = 0.05
-        """Pull of a row to zero, which decides: long rows are found, and found for what others
-        answer."""
+        """Pull of a row towards zero. It matters most: a longer row is found for more of its own
+        queries, and for more that other documents answer."""
         queries: Count = 20
         """Texts of a document that count, at most; the first is its own beginning."""
         iterations: Count = 30
         """Of L-BFGS, at most."""
 
     def begin_stage(self, view: StageView) -> None:
-        """Old documents' means go where their rows have gone."""
+        """Keep the means of old documents with their rows, which may have moved."""
         self.state = view.followed(self.state)
 
     def end_stage(self, view: StageView) -> None:
-        """Keep the mean states of D_0, whose model is that of all stages."""
+        """Keep the mean states of D_0; the model that gives them is never trained again."""
         if view.stage == 0:
             queries, owners = self._states(view, view.documents)
             own = self._rows(view, owners.cpu().numpy())

@@ -70,7 +70,7 @@ class Lora(DocidRows):
         )
         with torch.random.fork_rng(devices=[]):  # it draws A from the global generator
             inject_adapter_in_model(asked, model)
-        del model.peft_config  # PEFT's own note, which would outlive the adapters
+        del model.peft_config  # PEFT's note of what it did, which folding would leave behind
         for _, _, layer in _layers(model):
             nn.init.zeros_(layer.lora_A[ADAPTER].weight)
 
@@ -110,7 +110,7 @@ class Lora(DocidRows):
 
 
 def _layers(model: DSIModel) -> list[tuple[nn.Module, str, Any]]:
-    """Layers with adapters: where they are, under which name, and they themselves."""
+    """Layers with adapters: the parent module, the name in it, and the layer."""
     found = []
     for parent in list(model.modules()):
         for name, layer in parent.named_children():
@@ -121,7 +121,7 @@ def _layers(model: DSIModel) -> list[tuple[nn.Module, str, Any]]:
 
 @torch.no_grad()
 def _fold(model: DSIModel) -> list[Tensor]:
-    """Put plain layers in the place of those with adapters; the weights that they had before."""
+    """Replace layers with adapters by plain ones; returns the weights without the adapters."""
     kept = []
     for parent, name, layer in _layers(model):
         plain = layer.get_base_layer()

@@ -17,5 +17,5 @@ class Regularizer(Component):
 
     def penalty(self, model: DSIModel) -> Tensor | None:
         """A scalar that is added to the loss once per update, whatever the micro-batches and ranks;
-        None: nothing. ``model``: with the present weights, as no device has wrapped it."""
+        None: nothing. ``model``: with the present weights, not wrapped by any device."""
         return None

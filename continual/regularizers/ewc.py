@@ -31,9 +31,9 @@ class EWC(Regularizer):
     one example's loss*. The square of a batch's mean gradient, which is less work, is another
     quantity: it shrinks with the batch and soon has nothing to do with F.
 
-    Several past stages: their F are added up, and theta* is where the stage starts, the newest of
-    all and as merged (Huszar, PNAS 2018: an anchor per stage would count old stages twice). Docid
-    rows that are new have F = 0 and are free.
+    Several past stages: their F are added up, and theta* is where the stage starts, that is the
+    newest weights, after merging (Huszar, PNAS 2018: an anchor per stage would count old stages
+    twice). Docid rows that are new have F = 0 and are free.
 
     Relations: with ``weight: 0`` this is no regularizer, bit for bit; with F = 1 it is L2.
     """
@@ -47,8 +47,8 @@ class EWC(Regularizer):
         samples: Count = 500
         """Examples of a stage's own mixture that F is the mean over."""
         fisher: Literal["empirical", "model"] = "empirical"
-        """Whose codes the loss is of: the true ones, or ones drawn from what the model answers, at
-        each docid position behind the true ones (the Fisher information in the strict sense)."""
+        """Which codes the loss is of: the true ones, or codes drawn from the model's own answer, at
+        each docid position after the true ones before it (the Fisher information proper)."""
 
     def __init__(self, config: Config):
         super().__init__(config)
@@ -110,7 +110,7 @@ class EWC(Regularizer):
                 given = {k: v for k, v in view.inputs(batch.rows(rows)).items() if v is not None}
                 found = gradients(weights, given, chances[rows].to(given["codes"].device))
                 for name, gradient in found.items():
-                    for one in gradient:  # no copy of them all
+                    for one in gradient:  # one by one, to spare a copy of them all
                         total[name].addcmul_(one, one)
         if everyone:
             total = everyone.reduce(total, "sum")
@@ -118,7 +118,7 @@ class EWC(Regularizer):
 
     def _sample(self, view: StageView) -> Iterator[Batch]:
         left, training = self.config.samples, view.config.training
-        # a batch of so many tokens may be one example
+        # a batch that is measured in tokens may be one example
         batches = left if training.batch_tokens else -(-left // training.batch_size)
         for batch in view.batches(batches, "fisher"):
             yield batch.rows(torch.arange(min(left, len(batch.documents))))

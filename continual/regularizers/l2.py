@@ -19,7 +19,7 @@ class L2(Regularizer):
     Source: Li, Grandvalet, Davoine (ICML 2018), L2-SP, with the last stage as starting point. Rows
     that are new in a stage have no anchor and are free.
 
-    Relations: with ``weight: 0`` this is no regularizer, bit for bit; EWC with a constant Fisher.
+    Relations: with ``weight: 0`` this is no regularizer, bit for bit; EWC with F = 1.
     """
 
     @dataclass(frozen=True)

@@ -14,8 +14,8 @@ class Replay(Component):
     """Indexing examples per rehearsed query in stages n > 0; inf: nothing is rehearsed."""
 
     def pools(self, view: StageView) -> list[QueryPool]:
-        """The queries of the stage, the same whenever it is asked: also in a run that is resumed.
+        """The queries of the stage: the same at every call, also in a run that is resumed.
 
-        Whatever has to be made or written is, by ``begin_stage``.
+        ``begin_stage`` has made and written whatever they are read from.
         """
         return []

@@ -54,12 +54,14 @@ class DarkReplay(Replay):
         self.reads_outputs = config.alpha > 0 and not math.isinf(config.ratio)
 
     def begin_stage(self, view: StageView) -> None:
-        """Stored codes follow their rows where a docid is one code (others never move)."""
+        """Renumber stored codes where a docid is one code: rows move when documents are removed."""
         origin, codes = view.origins.get("docids.rows"), self.state.get("codes")
         if origin is not None and codes is not None and codes.shape[1] == 1:
             origin = origin.to(codes.device)
             rows = max(int(origin.max()), int(codes.max())) + 1
-            now = codes.new_full((rows + 1,), -1)  # the last for -1: no code, or one that is gone
+            now = codes.new_full(
+                (rows + 1,), -1
+            )  # the last entry is for -1: no code, or a removed one
             now[origin[origin >= 0]] = torch.arange(len(origin)).to(codes)[origin >= 0]
             self.state["codes"] = now[codes.long()]
 
@@ -78,7 +80,7 @@ class DarkReplay(Replay):
             extras["dark"] = np.arange(len(found.documents))
         if self.config.beta != 1:
             extras["weight"] = np.full(len(found.documents), self.config.beta, np.float32)
-        # the name decides what is drawn when
+        # the name is part of the seed of its draws: the same as in episodic replay
         return [replace(found, name="episodic", extras=extras)]
 
     @torch.no_grad()

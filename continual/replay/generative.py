@@ -29,7 +29,13 @@ from dsi.queries.quality import bm25_ranks, measure
 from dsi.queries.sampling import DecodingConfig
 from dsi.seeding import derive
 from dsi.settings import Count, Settings, Share
-from dsi.text.tokens import LONGEST_QUERY, Tokens, tokenize, tokenizer_fingerprint
+from dsi.text.tokens import (
+    LONGEST_QUERY,
+    Tokens,
+    load_tokenizer,
+    tokenize,
+    tokenizer_fingerprint,
+)
 
 Queries: TypeAlias = tuple[Tokens, np.ndarray]
 """Texts, and the number of the document that each asks for."""
@@ -62,7 +68,8 @@ class GenerativeReplay(Replay):
         first_stage: Annotated[float, Ge(0)] = 0.5
         """Weight of pseudo-queries in stage 0, where true queries weigh 1 (DSI++: none)."""
         round_trip: Annotated[int, Ge(0)] = 0
-        """Keep a pseudo-query only if BM25 returns its document within so many; 0 keeps all."""
+        """Keep a pseudo-query only if BM25 ranks its document this high (10: in the first ten); 0
+        keeps all."""
         lexical: LexicalQueries.Config = LexicalQueries.Config()
         """Lengths and kinds of lexical queries."""
         generator: GeneratorConfig = GeneratorConfig()
@@ -72,7 +79,7 @@ class GenerativeReplay(Replay):
 
         def __post_init__(self) -> None:
             super().__post_init__()
-            self.generator.resolved()  # says now what could not be trained hours later
+            self.generator.resolved()  # a wrong setting is refused now, not after hours
 
     def __init__(self, config: Config):
         super().__init__(config)
@@ -84,7 +91,7 @@ class GenerativeReplay(Replay):
 
         What was written for the documents that are new or changed in a stage is in its
         stages/NN/pseudo_queries.jsonl of the run directory: that file is the memory, and a resumed
-        run reads it. Lines of documents that were removed or replaced later are passed over.
+        run reads it. Lines of documents that were removed or replaced later are ignored.
         """
         for stage, documents in self._rehearsed(view):
             path = _file(view, stage)
@@ -116,7 +123,7 @@ class GenerativeReplay(Replay):
         return pools
 
     def _weight(self, stage: int) -> float:
-        """Of the pseudo-queries among all pools."""
+        """Weight of all pseudo-queries together."""
         return self.config.first_stage if stage == 0 else 1.0 - self.config.stored_queries
 
     def _rehearsed(self, view: StageView) -> list[tuple[int, np.ndarray]]:
@@ -245,8 +252,6 @@ class GenerativeReplay(Replay):
         return generator
 
     def _tokenizer(self, view: StageView) -> Any:
-        from dsi.text.tokens import load_tokenizer
-
         source = self.config.generator.source
         return view.tokenizer if source == "scratch" else load_tokenizer(source)
 

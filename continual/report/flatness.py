@@ -6,13 +6,13 @@ from pathlib import Path
 from typing import Any
 
 
-def sharpness_table(folder: Path, matrix: Mapping[str, Any], metric: str = "hits@10") -> list[str]:
-    """One line per measured stage, with F_n of ``metric`` in percent; no line when there is none.
+def sharpness_table(folder: Path, matrix: Mapping[str, Any]) -> list[str]:
+    """One line per measured stage, with F_n of Hits@10 in percent; no line when there is none.
 
     ``folder`` is a run directory, ``matrix`` its parsed matrix.json.
     """
     rows = []
-    for n, forgetting in enumerate(matrix["forgetting"][metric]):
+    for n, forgetting in enumerate(matrix["forgetting"]["hits@10"]):
         path = folder / "stages" / f"{n:02d}" / "sharpness.json"
         if not path.exists():
             continue
@@ -24,7 +24,7 @@ def sharpness_table(folder: Path, matrix: Mapping[str, Any], metric: str = "hits
     if not rows:
         return []
     head = ["Sharpness", "documents", "rho", "loss", "rise", "first step", "eigenvalue", "residual"]
-    rows.insert(0, [*head, f"F_n {metric}"])
+    rows.insert(0, [*head, "F_n hits@10"])
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     return [
         "  ".join(cell.rjust(width) for cell, width in zip(row, widths, strict=True))

@@ -1,4 +1,4 @@
 """The run directory: its layout and lock, docids, checkpoints, tracking, what a run works on.
 
-For the doors (cli, runs) and the trainer.
+For the entry points (cli, runs) and the trainer.
 """

@@ -1,4 +1,4 @@
-"""Which documents have arrived, gone and changed so far: what a next stage may do to them."""
+"""Which documents have arrived, gone and changed so far, and whether a next stage fits them."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -23,15 +23,18 @@ class Arrivals:
         self._lookups: dict[int, IdRows] = {}
 
     def extend(self, corpus: Corpus, stages: Sequence[StageRows]) -> None:
-        """The stages of a stream file, or the one of a corpus without."""
+        """The stages of a stream file, or the only one of a corpus without a stream."""
         for stage in stages:
             _, numbers = self._table(corpus)
             gone, changed = numbers[stage.removed], numbers[stage.replaced]
             self._append(CorpusRows(corpus, stage.added, gone, changed, stage.texts))
 
     def add(self, corpus: Corpus | None, entry: Mapping[str, Any]) -> list[str]:
-        """The stage of an entry of added.json: the documents of ``corpus`` arrive, but for those
-        whose ids are in ``entry["replace"]``, and those in ``entry["remove"]`` go. Warnings."""
+        """The stage of an entry of added.json; returns warnings.
+
+        The documents of ``corpus`` arrive, except that those whose ids are in ``entry["replace"]``
+        are new texts of earlier ones; those in ``entry["remove"]`` go.
+        """
         remove, replace = entry.get("remove", []), entry.get("replace", [])
         removed = self._there("removes", remove)
         if corpus is None:
@@ -56,7 +59,7 @@ class Arrivals:
         return [] if corpus is None else _warnings(part, entry.get("corpus"), len(self.parts) - 1)
 
     def _there(self, verb: str, ids: Sequence[str]) -> np.ndarray:
-        """:meth:`present` of what ``dsi add`` has checked before it wrote added.json."""
+        """Numbers of documents that added.json names; UserError if one of them is not there."""
         numbers = self.present(ids)
         for at in np.flatnonzero(numbers < 0)[:1].tolist():
             what = f"added.json: {verb} document {show(ids[at])}, which is not there"

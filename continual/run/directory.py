@@ -1,4 +1,4 @@
-"""The run directory: the contract of everything downstream (schema 1)."""
+"""The run directory: its files, which everything downstream relies on (schema 1)."""
 
 import functools
 import importlib.metadata
@@ -63,7 +63,7 @@ WRITTEN = re.compile(
         )
     )
 )
-MEMORY = ("pseudo_queries.jsonl", "memory_quality.json")  # of a stage, for the stages after it
+MEMORY = ("pseudo_queries.jsonl", "memory_quality.json")  # of a stage, read by the stages after it
 PACKAGES = ("dsi-continual", "torch", "transformers", "accelerate", "datasets", "numpy", "pyarrow")
 
 
@@ -138,7 +138,7 @@ def seal(folder: Path) -> None:
 
 
 def verify_memory(folder: Path) -> None:
-    """UserError when what stages wrote for later ones to read is not what was written."""
+    """UserError when a generator or pseudo-queries, which later stages read, were changed."""
     verify(folder, "generator")
     for stage in stages(folder):
         verify(stage, *MEMORY)
@@ -236,7 +236,7 @@ def write_docids(folder: Path, stream: Stream, corpus: int, scheme: Any) -> None
 
 
 def read_docids(folder: Path, stream: Stream, corpora: int, scheme: Any) -> None:
-    """Take over the assignment of the first ``corpora`` corpora, and check whose it is."""
+    """Give ``scheme`` the docids of the first ``corpora`` corpora; their documents are checked."""
     verify(folder, *(f"docids/D{n}.tsv" for n in range(corpora)))
     parts: list[np.ndarray] = []
     for n in range(corpora):
@@ -254,7 +254,10 @@ def read_docids(folder: Path, stream: Stream, corpora: int, scheme: Any) -> None
 def write_results(
     folder: Path, stream: Stream, stage: int, results: list[CorpusResult], tag: str
 ) -> None:
-    """TREC runs and per_query.jsonl of one stage; the first of its results."""
+    """TREC runs and per_query.jsonl of one stage.
+
+    Older results of the stage lose their checksums: these are the first that are written anew.
+    """
     target = stage_folder(folder, stage)
     target.mkdir(parents=True, exist_ok=True)
     # a stage that was stopped between its results and its checkpoint writes them again
@@ -361,7 +364,6 @@ def read_matrix(path: Path) -> dict[str, Any]:
 def format_matrix(matrix: dict[str, Any], metric: str = "hits@10") -> str:
     """P and the averages of one metric as a table for a terminal, in percent."""
     names = matrix["corpora"]
-    cells = lambda row: "".join(_cell(value) for value in row)  # noqa: E731
     head = f"{metric:<12}" + "".join(f"{name:>7}" for name in names)
     lines = [head + "      A_n    F_n   LA_n   updates"]
     for n in range(len(names)):
@@ -370,14 +372,14 @@ def format_matrix(matrix: dict[str, Any], metric: str = "hits@10") -> str:
             for key in ("average_performance", "forgetting", "learning_performance")
         ]
         lines.append(
-            f"stage {n:<6}{cells(matrix['metrics'][metric][n])}  {cells(averages)}"
+            f"stage {n:<6}{_cells(matrix['metrics'][metric][n])}  {_cells(averages)}"
             f"{matrix['num_updates'][n]:>10}"
         )
     return "\n".join(lines)
 
 
-def _cell(value: float | None) -> str:
-    return f"{'':>7}" if value is None else f"{100 * value:7.1f}"
+def _cells(row: Sequence[float | None]) -> str:
+    return "".join(f"{'':>7}" if value is None else f"{100 * value:7.1f}" for value in row)
 
 
 @functools.cache

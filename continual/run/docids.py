@@ -1,4 +1,4 @@
-"""The docids of a run: made once per corpus, on the first process, written, and read ever after."""
+"""The docids of a run: made and written once per corpus, by the first process; then only read."""
 
 from pathlib import Path
 
@@ -60,7 +60,7 @@ class Assignment:
             self.corpora = corpus + 1
 
     def clear(self) -> None:
-        """No corpus has its docids."""
+        """Forget all docids: no corpus has any."""
         self.scheme, self._embedder, self.corpora = self.config.docids.build(), None, 0
 
     def read(self, corpora: int) -> None:
@@ -103,7 +103,7 @@ class Assignment:
         return np.flatnonzero(~np.isin(self.stream.members(stage - 1), removed))
 
     def check(self, corpora: int) -> None:
-        """Read all that the docids of another corpus are made with; UserError when it is broken."""
+        """Read all that the docids of a next corpus depend on; UserError when it is broken."""
         self.read(corpora)
         if (self.folder / "docids" / "embedder").exists():
             self._embedder = self._load_embedder()
@@ -136,7 +136,7 @@ class Assignment:
         )
 
     def _embed(self, start: int, stop: int) -> np.ndarray:
-        """Vectors of documents, always by what embedded D_0."""
+        """Vectors of documents, by the embedder that D_0 had."""
         folder = self.folder / "docids" / "embedder"
         if self._embedder is None and folder.exists():
             self._embedder = self._load_embedder()

@@ -32,7 +32,9 @@ def only_writer(folder: Path) -> Iterator[None]:
     lock = _acquire(folder)
     try:
         left = _holder(note)
-        if left and left["host"] != socket.gethostname():  # of this host: ended, or it had the lock
+        if (
+            left and left["host"] != socket.gethostname()
+        ):  # one of this host has ended, else it would hold the lock
             raise UserError(
                 f"{folder}: {_described(left)} was writing here, and from "
                 f"{socket.gethostname()} it cannot be seen whether it still does; if it has ended, "
@@ -90,7 +92,7 @@ def _own() -> dict[str, Any]:
 
 
 def _holder(note: Path) -> dict[str, Any] | None:
-    """Who is noted; None when nobody is, or not in words of ours."""
+    """Who is noted; None when there is no note, or none that can be read."""
     try:
         found = read_json(note)
         return {key: str(found[key]) for key in ("host", "pid", "command", "since")}

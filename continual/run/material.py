@@ -30,7 +30,7 @@ TOKENIZER_BYTES = 1 << 25  # of text that a tokenizer is trained on
 
 @dataclass(frozen=True)
 class Material:
-    """What a run is about; ``warnings`` are for the user to read before training."""
+    """What a run works on; ``warnings`` are for the user to read before training."""
 
     stream: Stream
     tokenizer: PreTrainedTokenizerFast
@@ -40,7 +40,7 @@ class Material:
 def read_parts(
     config: RunConfig, added: Sequence[Mapping[str, Any]] = ()
 ) -> tuple[list[CorpusRows], list[str]]:
-    """The corpora D_0 .. D_n: those of the configuration, then those added to the run later."""
+    """What every stage brings, those of the configuration and then of added.json, and warnings."""
     arrivals, warnings = read_arrivals(config, added)
     return arrivals.parts, warnings
 
@@ -48,7 +48,7 @@ def read_parts(
 def read_arrivals(
     config: RunConfig, added: Sequence[Mapping[str, Any]] = ()
 ) -> tuple[Arrivals, list[str]]:
-    """The same, with the number of every document by its id."""
+    """The same, which also knows the number of every document by its id."""
     data, arrivals = config.data, Arrivals()
     corpus = read_corpus(data.corpus, deduplicate=data.deduplicate)
     stages = read_stream(corpus, data.stream)
@@ -92,7 +92,7 @@ def prepare(
     else:
         tokenizer = load_tokenizer(config.tokenizer.source)
     for task, prompt in vars(config.prompts).items():
-        prompt_ids(tokenizer, prompt, f"prompts.{task}")  # says now what is too long
+        prompt_ids(tokenizer, prompt, f"prompts.{task}")  # a prompt that is too long is refused now
     stream = Stream(
         parts,
         tokenizer,
@@ -151,10 +151,10 @@ def make_model(
 
 
 def prepare_layers(model: DSIModel, training: TrainingConfig) -> None:
-    """How the layers compute while training, which changes no weight: before devices get them."""
+    """Set how the layers compute while training, before devices wrap them; no weight changes."""
     use_fast_dropout(model, training.fast_dropout)
     if training.gradient_checkpointing:
-        # its name in the newest releases, and in the oldest that we support
+        # its name in the newest transformers, and in the oldest that we support
         for name in ("activation_checkpointing_enable", "gradient_checkpointing_enable"):
             if enable := getattr(model, name, None):
                 enable({"use_reentrant": False})

@@ -1,4 +1,4 @@
-"""An update whose gradient or loss is not finite: what it was made of."""
+"""An update whose gradient or loss is not finite: keep its batch, stop the run."""
 
 from pathlib import Path
 

@@ -12,7 +12,7 @@ import torch
 SIGNALS = [signal.SIGTERM, signal.SIGINT]
 if hasattr(signal, "SIGHUP"):  # the terminal was closed; Windows does without
     SIGNALS.append(signal.SIGHUP)
-AGREE_EVERY = 10  # updates between two questions to the other ranks
+AGREE_EVERY = 10  # updates between two exchanges of signals among the ranks
 
 
 class Interrupted(KeyboardInterrupt):
@@ -39,7 +39,7 @@ class Signals:
     def handled(self) -> Iterator[None]:
         """Within: the signals are ours (in the main thread; elsewhere nothing changes).
 
-        But not a SIGHUP that nohup has set to be ignored.
+        Except a SIGHUP that is ignored already, as nohup has it.
         """
         if threading.current_thread() is not threading.main_thread():
             yield
@@ -63,7 +63,7 @@ class Signals:
             self._noting = False
 
     def pending(self, update: int) -> int | None:
-        """The signal to stop for, the same on every rank: they ask each other now and then."""
+        """The signal to stop for, the same on every rank: they exchange it every few updates."""
         if self.accelerator.num_processes == 1:
             return self.signum
         if update % AGREE_EVERY:

@@ -160,7 +160,7 @@ class Tracker:
 
 
 def _within(seconds: float, work: Callable[[], Any]) -> None:
-    """Do something that may never return; TimeoutError when it has not after so long."""
+    """Call ``work``, which may never return; TimeoutError when it has not after ``seconds``."""
     errors: list[Exception] = []
 
     def run() -> None:
@@ -168,7 +168,7 @@ def _within(seconds: float, work: Callable[[], Any]) -> None:
             work()
         except Exception as error:
             errors.append(error)
-        except BaseException as error:  # some services leave the process: not ours
+        except BaseException as error:  # a service that calls sys.exit must not end the run
             errors.append(RuntimeError(f"{type(error).__name__}: {error}"))
 
     thread = threading.Thread(target=run, daemon=True)

@@ -102,9 +102,9 @@ class Policy(Component):
         return self.config.rho > 0 and in_phase
 
     def begin_stage(self, view: "StageView") -> None:
-        """What was carried along starts anew, at ``view.weights``.
+        """Start the state anew, at ``view.weights``.
 
-        Once more in stage 0 where D_0 gets its docids after the first updates.
+        Called a second time in stage 0 where D_0 gets its docids after the first updates.
         """
         self.state = {}
 
@@ -144,7 +144,7 @@ def norm(tensors: Sequence[Tensor]) -> Tensor:
     """
     rows = [torch.linalg.vector_norm(t, dim=-1) if t.dim() else t.abs() for t in tensors]
     found = _norm_of(rows)
-    # squares of numbers below 1e-19 are no float32
+    # squares of numbers below 1e-19 are zero in float32
     return _norm_of(tensors) if bool(found < 1e-12) else found
 
 

@@ -43,7 +43,7 @@ class EfficientSAM(Policy):
         return self.config.examples
 
     def perturbation(self, step: Step) -> Displacement:
-        """SAM's on some tensors, longer in return."""
+        """SAM's on some tensors, divided by the probability of being chosen."""
         gradient, share = step.gradients[-1], self.config.weights
         draws = numpy_rng(step.seed, "sharpness").random(len(gradient))
         chosen = draws <= max(share, draws.min(initial=1.0))

@@ -64,7 +64,7 @@ class FisherMaskSAM(Remembering):
 
 
 def top_share(tensors: Sequence[Tensor], share: float) -> list[Tensor]:
-    """Masks of the ``share`` of all entries that are largest in size, exactly so many.
+    """Masks of the ``share`` of all entries that are largest in size, exactly that many.
 
     Of equal ones at the threshold the first are taken, so the masks do not depend on the device.
     """

@@ -1,4 +1,4 @@
-"""Start: the weights that a document has before it is trained."""
+"""Start: the docid rows that a document has before it is trained."""
 
 from torch import Tensor
 
@@ -14,5 +14,5 @@ class Start(Component):
 
         ``fresh``: by the name of a parameter of the docid head, which rows are new (bool). In stage
         0, and where every stage starts from new weights, all are, and a member may write the whole
-        of a from-scratch model. The rehearsed queries are in ``view.pools``.
+        of a from-scratch model. The queries of the stage are in ``view.pools``.
         """

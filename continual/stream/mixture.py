@@ -1,8 +1,9 @@
 """What one stage trains on: the sources of its batches and their shares."""
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
+from typing import TypeAlias, cast
 
 import numpy as np
 from transformers import PreTrainedTokenizerFast
@@ -23,15 +24,20 @@ from dsi.examples.sources import (
 from dsi.seeding import derive
 from dsi.text.tokens import pad_id, prompt_ids
 
+MARKS = [f"<extra_id_{i}>" for i in range(32)]  # what stands for a span that was left out
+
+Sampler: TypeAlias = Callable[[np.ndarray, str], DocumentSampler]
+"""Makes the sampler of some documents (numbers) for a purpose, which its draws depend on."""
+
 
 def document_groups(
     documents: np.ndarray, stream: Stream, stage: int, new: float | None, balance: float
 ) -> list[tuple[np.ndarray, float]]:
     """Groups of ``documents`` (numbers in U_n) and their shares of the draws.
 
-    ``new`` of the draws come from D_n and what the stage replaces; of the rest, ``balance`` picks
-    an old corpus first and the remainder an old document. ``new=None``, or nothing old: one group.
-    Nothing new: the old have all draws.
+    A share ``new`` of the draws goes to new documents: D_n and what the stage replaces. Of the
+    other draws a share ``balance`` picks an old corpus first, the rest any old document.
+    ``new=None``, or nothing old: one group. Nothing new: the old have all draws.
     """
     corpora = stream.corpus_of(documents)
     old = (corpora < stage) & ~np.isin(documents, stream.replaced(stage))
@@ -59,8 +65,8 @@ def stage_sources(
     """The mixture of one stage; ``ratio`` indexing examples per retrieval example.
 
     Without documents to index everything is retrieval; without queries, or with an infinite ratio,
-    everything is indexing. A stage that only removes has nothing new: its mixture is of what is
-    there, or empty, and it makes no updates.
+    everything is indexing. A stage that only removes makes no updates: its mixture is of the
+    documents that are left, or empty.
     """
     fresh = stage == 0 or config.training.restart
     sampling = config.sampling
@@ -92,7 +98,7 @@ def stage_sources(
 def stage_pools(
     config: RunConfig, stream: Stream, stage: int, rehearsed: list[QueryPool], ratio: float
 ) -> tuple[list[QueryPool], float]:
-    """All queries of a stage and how many indexing examples there are for each.
+    """All queries of a stage, and how many indexing examples there are per query.
 
     ``rehearsed``, at ``ratio``: what replay gives. The train queries of D_0 are there in stage 0,
     and where a later stage starts from new weights and nothing is rehearsed.
@@ -106,7 +112,7 @@ def stage_pools(
 
 
 def stage_batches(view: StageView, count: int, purpose: str) -> Iterator[Batch]:
-    """``count`` batches of a stage's mixture, drawn apart from those that it trains on."""
+    """``count`` batches of a stage's mixture, with draws of their own."""
     seed = derive(view.seed, "batches", view.stage, purpose)
     config = replace(view.config, seed=seed)
     sources = stage_sources(config, view.stream, view.stage, view.pools, view.ratio, view.tokenizer)
@@ -120,8 +126,9 @@ def stage_batches(view: StageView, count: int, purpose: str) -> Iterator[Batch]:
 def window_updates(training: TrainingConfig, budget: int) -> int:
     """Updates drawn together in a stage of ``budget`` updates.
 
-    At most ``training.window``, and a stage is so many windows of one size: the part of a window
-    that lies beyond its end would be texts of some lengths, which leaves too many of the others.
+    At most ``training.window``, and the same in every window, so that (nearly) no window reaches
+    beyond the end of the stage. A window is sorted by length and cut into batches: batches that are
+    never trained on would leave the texts of their lengths out.
     """
     windows = max(1, math.ceil(budget / training.window))
     return max(1, math.ceil(budget / windows))
@@ -144,7 +151,14 @@ def batch_shape(
     return BatchShape(max(size, least), pad, groups, even, least, multiple)
 
 
-def _query_sources(config, pools, share, sampler, stage, tokenizer) -> list[Source]:
+def _query_sources(
+    config: RunConfig,
+    pools: Sequence[QueryPool],
+    share: float,
+    sampler: Sampler,
+    stage: int,
+    tokenizer: PreTrainedTokenizerFast,
+) -> list[Source]:
     if share <= 0:
         return []
     total = sum(pool.weight for pool in pools)
@@ -166,19 +180,25 @@ def _query_sources(config, pools, share, sampler, stage, tokenizer) -> list[Sour
     return sources
 
 
-def _indexing_sources(config, stream, share, sampler, indexed, stage, tokenizer) -> list[Source]:
+def _indexing_sources(
+    config: RunConfig,
+    stream: Stream,
+    share: float,
+    sampler: Sampler,
+    indexed: np.ndarray,
+    stage: int,
+    tokenizer: PreTrainedTokenizerFast,
+) -> list[Source]:
     total = sum(view.weight for view in config.views)
     prompt = prompt_ids(tokenizer, config.prompts.indexing)
-    marks = tokenizer.convert_tokens_to_ids([f"<extra_id_{i}>" for i in range(32)])
-    marks = np.asarray(
-        [m for m in marks if m is not None and m != tokenizer.unk_token_id], np.int32
-    )
+    found = cast(list[int | None], tokenizer.convert_tokens_to_ids(MARKS))
+    marks = np.asarray([m for m in found if m not in (None, tokenizer.unk_token_id)], np.int32)
     if config.direction == "span_corruption" and len(marks) < 2:
         raise UserError(
             "direction: span_corruption needs <extra_id_0>, <extra_id_1>, ... in the tokenizer; "
             "choose a T5 tokenizer, or tokenizer.source=train"
         )
-    end = int(tokenizer.eos_token_id or 0)
+    end = cast(int, tokenizer.eos_token_id or 0)
     sources: list[Source] = []
     for i, view in enumerate(config.views):
         if view.weight <= 0:

@@ -8,7 +8,6 @@ documents and give others a new text. Shape legend: N documents of the stream, Q
 import hashlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 
 import numpy as np
 from transformers import PreTrainedTokenizerFast
@@ -85,12 +84,11 @@ class Stream:
         tokenizer: PreTrainedTokenizerFast,
         title: bool = True,
         lowercase: bool = True,
-        cache: Path | None = None,
         with_set_view: bool = False,
     ):
         self.parts = list(parts)
         self.tokenizer = tokenizer
-        self.title, self.lowercase, self.cache = title, lowercase, cache
+        self.title, self.lowercase = title, lowercase
         sizes = [len(part.rows) for part in self.parts]
         self.offsets = np.concatenate([[0], np.cumsum(sizes)]).astype(np.int64)
         self.tokens = self._tokenize_documents("text")
@@ -107,7 +105,7 @@ class Stream:
         return list({id(part.corpus): part.corpus for part in self.parts}.values())
 
     def count(self, stage: int) -> int:
-        """Documents that have ever arrived up to a stage; U_stage where none was removed."""
+        """How many documents have arrived up to a stage; those of U_stage if none was removed."""
         return int(self.offsets[stage + 1])
 
     def range(self, corpus: int) -> tuple[int, int]:
@@ -152,8 +150,8 @@ class Stream:
         return np.flatnonzero(self.present(stage))
 
     def text_stages(self, documents: np.ndarray, stage: int) -> np.ndarray:
-        """The stages that documents have their text of ``stage`` from: that of their arrival, or
-        of the last time they were replaced."""
+        """The stage in which each document got the text that it has in ``stage``: that in which it
+        arrived, or was last replaced."""
         since = self.corpus_of(documents)
         for n, part in enumerate(self.parts[: stage + 1]):
             if len(part.replaced):
@@ -165,7 +163,7 @@ class Stream:
         return self._tokens_at("text", self.tokens, stage)
 
     def set_tokens_at(self, stage: int) -> Tokens:
-        """The same of the set view."""
+        """As :meth:`tokens_at`, of the set view."""
         assert self.set_tokens is not None, "the stream was made without the set view"
         return self._tokens_at("set", self.set_tokens, stage)
 
@@ -203,7 +201,7 @@ class Stream:
         return tokenize(self.tokenizer, texts).heads(LONGEST_QUERY), documents
 
     def train_pairs(self, corpus: int) -> tuple[list[str], np.ndarray]:
-        """The same as text."""
+        """As :meth:`train_queries`: the queries as texts, and document numbers."""
         part = self.parts[corpus]
         pairs, numbers = self._judged("train", corpus)
         texts = take(part.corpus.queries, pairs[:, 0])["text"].to_pylist()
@@ -258,7 +256,7 @@ class Stream:
         texts = map(set_text, texts) if kind == "set" else texts
         about = f"{kind}:title={self.title}:lowercase={self.lowercase}"
         content = f"{corpus.content_hash}:{about}"
-        return cached_tokenize(self.tokenizer, texts, content, self.cache)
+        return cached_tokenize(self.tokenizer, texts, content)
 
     def _tokens_at(self, kind: str, tokens: Tokens, stage: int) -> Tokens:
         replaced = [n for n in range(stage + 1) if len(self.parts[n].replaced)]

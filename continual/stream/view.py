@@ -1,4 +1,4 @@
-"""What every component is given at the start and the end of a stage, and what replay gives back."""
+"""StageView, which components are given at both ends of a stage, and the queries of replay."""
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
@@ -27,9 +27,9 @@ class QueryPool:
 
     ``weight`` is the pool's share among the pools. ``by_document``: draw a document first, as the
     run's sampling says, then one of its queries; otherwise every query is drawn equally often.
-    ``extras``: further arrays with a row per query, which reach the batches (``Batch.extras``); an
-    example of another origin has rows of NaN there, of -1 where they are whole numbers. One called
-    ``weight`` multiplies the cross-entropy of its examples; that of others stays as it is.
+    ``extras``: further arrays with a row per query, which reach the batches (``Batch.extras``);
+    examples of other sources hold NaN there, or -1 in whole numbers. An array called ``weight``
+    multiplies the cross-entropy of its examples; that of others stays as it is.
     """
 
     name: str
@@ -52,10 +52,10 @@ class StageView:
     """The stage at hand: the same for components of every family.
 
     Components see documents and D_0's queries through ``stream``. ``model`` is the one that is
-    trained, as no device has wrapped it; ``codes_NT`` are the docids by document number, -1 after
+    trained, not wrapped by any device; ``codes_NT`` are the docids by document number, -1 after
     the end, all -1 for a removed document. ``origins``: by the name of each parameter that was
-    resized for the stage, where its rows were before, -1 for new ones. ``pools``: what is
-    rehearsed, once replay has said so.
+    resized for the stage, where its rows were before, -1 for new ones. ``pools``: the
+    queries of the stage, empty in ``begin_stage``.
     """
 
     stage: int
@@ -67,7 +67,7 @@ class StageView:
     model: DSIModel
     codes_NT: np.ndarray
     accelerator: Any = None
-    """Accelerate's, of a run whose processes all call the components; None: there is one."""
+    """Accelerate's: every process of a run calls the components; None: there is only one."""
     origins: Mapping[str, Tensor] = field(default_factory=dict)
     pools: Sequence[QueryPool] = ()
     ratio: float = float("inf")
@@ -119,11 +119,11 @@ class StageView:
         return found
 
     def batches(self, count: int, purpose: str) -> Iterator[Batch]:
-        """``count`` batches of the stage's own mixture, drawn apart from those that it trains on.
+        """``count`` batches of the stage's own mixture, with draws of their own.
 
-        The same for the same ``purpose`` and seed, on every rank.
+        They depend on the seed and ``purpose`` alone and are the same on every rank.
         """
-        from continual.stream.mixture import stage_batches
+        from continual.stream.mixture import stage_batches  # which imports this module
 
         return stage_batches(self, count, purpose)
 

@@ -1,4 +1,4 @@
 """One update: the optimizer and its schedule, the passes, the step.
 
-For the trainer. Components see what they are given, never this.
+For the trainer. Components never call this: they are given a StageView, or a Step.
 """

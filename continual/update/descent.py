@@ -1,7 +1,7 @@
 """The gradient of a sharpness-aware update: which passes are made, and where.
 
-A policy (``continual.sharpness``) says where to look and what to keep; what goes wrong in
-sharpness-aware code elsewhere is done here once: the same random state in every pass, one
+A policy (``continual.sharpness``) says where to look and what to keep. What is easily got wrong in
+sharpness-aware code is done here, once for all of them: the same random state in every pass, one
 perturbation per update over all micro-batches, in-place perturbation and bitwise restoration, and
 one exchange between the ranks.
 """
@@ -44,7 +44,7 @@ class Slope:
 class Descent:
     """Finds the gradient that a sharpness policy descends.
 
-    ``regularizer``: whose penalty is part of the loss that is perturbed; None: there is none.
+    ``regularizer``: its penalty is part of the perturbed loss; None: no penalty is.
     """
 
     def __init__(
@@ -223,7 +223,7 @@ class Descent:
         return (self.passes.reduce(total) if self.sync else total) / targets
 
     def _decoder(self, parts: Sequence[MicroBatch], targets: int, step: Step) -> Slope:
-        """As :meth:`shard`, the decoder alone being perturbed: its encoder runs once.
+        """As :meth:`shard`, where only the decoder is perturbed and the encoder runs once.
 
         The encoder's graphs of all micro-batches are held until the second pass.
         """

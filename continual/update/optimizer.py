@@ -1,8 +1,8 @@
-"""The base optimizer, its schedule, and its state under growing parameters.
+"""The base optimizer, its schedule, and its state when parameters change their rows.
 
 AdamW is torch's, Adafactor that of transformers: with torch's a rate above 1 / sqrt(updates so far)
-is silently cut to it, which an external schedule must not meet, and small squared gradients are
-floored where the paper (Shazeer and Stern, ICML 2018) only adds 1e-30. Both wait for the device
+is silently cut to it, which would defeat our schedule, and small squared gradients are floored
+where the paper (Shazeer and Stern, ICML 2018) only adds 1e-30. Both Adafactors wait for the device
 once or twice per tensor; torch's ``foreach`` does not spare that.
 """
 
@@ -29,8 +29,8 @@ or columns (``_col``)."""
 def make_optimizer(model: nn.Module, config: TrainingConfig) -> torch.optim.Optimizer:
     """AdamW or Adafactor over the trainable parameters; vectors (norms) are not decayed.
 
-    A group's ``scale`` is what its learning rate is to be multiplied by. The loss of a model's
-    docid rows is set here, too: which rows have a gradient decides which can be updated. Adafactor
+    A group's ``scale`` multiplies its learning rate. How the loss of the docid rows is computed is
+    set here, too: which rows have a gradient decides which can be updated. Adafactor
     as T5X has it: steps, and so the decay, are shares of a tensor's root mean square (at least
     1e-3), without a first moment, the rate from outside.
     """
@@ -125,7 +125,7 @@ def clip_gradient(accelerator: Any, parameters: Iterable[nn.Parameter], largest:
     values = gradient_values(parameters)
     size = nn.utils.get_total_norm(values)
     scale = largest / (size + 1e-6)
-    if not scale >= 1:  # on a processor to ask is cheap, and to multiply by one is not
+    if not scale >= 1:  # on a processor this question is cheap, and multiplying by one is not
         torch._foreach_mul_(values, scale)  # type: ignore[reportPrivateImportUsage]
     return size
 

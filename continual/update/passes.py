@@ -156,7 +156,7 @@ class Passes:
 
     def reseed(self, part: MicroBatch, decoder: bool = False) -> None:
         """The dropout of a part; ``decoder``: of its decoder alone."""
-        # 0 is where the rank was: one process draws what it always has, and several draw the same
+        # 0 in the place of the rank: several processes draw what one does
         torch.manual_seed(derive(self.seed, 0, part.index, part.group, *([1] * decoder)))
 
     def reduce(self, value: Tensor) -> Tensor:
@@ -168,8 +168,8 @@ class Passes:
 
 
 def cut(batch: Batch, accelerator: Accelerator, micro_batches: int) -> list[MicroBatch]:
-    """The micro-batches of this rank, numbered among those of all: N ranks do what one does with N
-    times as many."""
+    """The micro-batches of this rank, numbered among those of all ranks: N ranks compute what one
+    rank does with N times as many."""
     first = accelerator.process_index * micro_batches
     every = accelerator.num_processes * micro_batches
     return pieces_of(batch, first, micro_batches, every, first)
@@ -218,13 +218,14 @@ def noised(model: nn.Module, spread: float) -> Iterator[None]:
 def displaced(
     weights: Sequence[Tensor], overwrite: bool = True
 ) -> Iterator[Callable[[list[Tensor | None]], None]]:
-    """Gives a function that puts weights at their values plus a displacement, which it empties.
+    """Gives a function that sets weights to their old values plus a displacement (a list that it
+    empties).
 
     Afterwards every weight has its old value, bit for bit, also when something raises in between:
     the old numbers themselves come back, since subtracting what was added is not exact. A
     processor's weights get other storage for the time being, the displacement's own
     (``overwrite``), which takes a third of the memory traffic of copying there and back. Sharded
-    models and CUDA graphs read from the weights' storage, so there the copy is what is put away.
+    models and CUDA graphs read from the weights' storage, so there the old values are copied.
     """
     kept: list[Tensor | None] = [None] * len(weights)
 

@@ -28,7 +28,7 @@ class Taken:
 class Update:
     """What the updates of a stage have in common; :meth:`take` makes one of them.
 
-    ``model`` and ``optimizer``: as the devices have wrapped or cut them. ``codes_NT``: docids by
+    ``model`` and ``optimizer``: as wrapped for the devices, or in pieces. ``codes_NT``: docids by
     document number, on the device.
     """
 
@@ -47,7 +47,7 @@ class Update:
         self.regularizer, self.sharpness = method.regularizer, method.sharpness
         self.readers = method.readers
         self.is_sharp = method.sharpness.active(stage)
-        # whether one that is not finite is left out; a sharp one never is made
+        # whether the gradient is checked: a sharp update is never made if it is not finite
         self.is_careful = self.is_sharp or training.nonfinite == "skip"
 
     def take(self, batch: Batch, seed: int, number: int = 0, rate: float = 1.0) -> Taken:
@@ -95,7 +95,7 @@ class Update:
         return Taken(loss)
 
     def _clip(self, model: nn.Module) -> bool:
-        """Clip the gradient; False where it is not finite, and that is to be noticed."""
+        """Clip the gradient; False where it is checked and not finite."""
         size, most = None, self.training.clip
         if most > 0:
             size = clip_gradient(self.accelerator, model.parameters(), most)
