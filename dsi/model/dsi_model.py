@@ -184,8 +184,7 @@ class DSIModel(PreTrainedModel):
         embeddings = self.encoder.embed_tokens(input_ids)
         if prefix is not None:
             embeddings = torch.cat([prefix.to(embeddings.dtype), embeddings], dim=1)
-            if prefix_mask is None:
-                prefix_mask = attention_mask.new_ones(prefix.shape[:2])
+            assert prefix_mask is not None
             attention_mask = torch.cat([prefix_mask.to(attention_mask), attention_mask], dim=1)
         states = self.encoder(inputs_embeds=embeddings, attention_mask=attention_mask)
         return states.last_hidden_state, attention_mask

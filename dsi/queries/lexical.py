@@ -100,15 +100,6 @@ class LexicalQueries:
         digest.update(self.frequency.astype("<u4").tobytes())
         return digest.hexdigest()
 
-    def state_dict(self) -> dict[str, Any]:
-        """``documents`` int and ``frequency`` uint32 (BUCKETS,)."""
-        return {"documents": self.documents, "frequency": self.frequency.copy()}
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Takes the counts of another instance; the configuration stays."""
-        self.documents = int(state["documents"])
-        self.frequency = np.array(state["frequency"], dtype=np.uint32)
-
     def _one(self, text: str, count: int, rng: np.random.Generator) -> list[str]:
         config = self.config
         words = text.split()

@@ -48,15 +48,6 @@ def bm25_ranks(
     return ranks
 
 
-def round_trip_filter(
-    queries: Sequence[str], documents: np.ndarray, ranks: np.ndarray, k: int
-) -> tuple[list[str], np.ndarray]:
-    """The queries, and their documents, whose own document is among the first k."""
-    keep = (ranks >= 1) & (ranks <= k)
-    kept = [query for query, good in zip(queries, keep, strict=True) if good]
-    return kept, np.asarray(documents)[keep]
-
-
 def measure(
     queries: Sequence[Sequence[str]],
     texts: Sequence[str],
