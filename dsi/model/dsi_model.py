@@ -180,7 +180,10 @@ class DSIModel(PreTrainedModel):
         prefix: Tensor | None = None,
         prefix_mask: Tensor | None = None,
     ) -> tuple[Tensor, Tensor]:
-        """Encoder states (B, L, D) and their mask; ``prefix`` (B, P, D) vectors go in front."""
+        """Encoder states (B, L, D) and their mask.
+
+        ``prefix`` (B, P, D): vectors in front of the tokens, with ``prefix_mask`` (B, P).
+        """
         embeddings = self.encoder.embed_tokens(input_ids)
         if prefix is not None:
             embeddings = torch.cat([prefix.to(embeddings.dtype), embeddings], dim=1)
@@ -445,7 +448,7 @@ def _read_checkpoint(source: str) -> tuple[PretrainedConfig, Any]:
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """Without transformers' report of what a checkpoint lacks: that is an error of ours, below."""
+    """Without transformers' report of missing weights: load_model raises an error of its own."""
     level = logging.get_verbosity()
     logging.set_verbosity_error()
     try:

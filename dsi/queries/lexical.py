@@ -2,7 +2,7 @@
 
 Spans of consecutive words are the queries of the inverse cloze task (ICT; Lee et al. 2019, "Latent
 Retrieval for Weakly Supervised Open Domain Question Answering"; Chang et al. 2020), salient terms
-imitate keyword queries. A floor that every trained generator has to beat.
+imitate keyword queries.
 """
 
 import hashlib

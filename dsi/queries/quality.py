@@ -1,6 +1,6 @@
 """How good pseudo-queries are, without training a retriever on them.
 
-Round trip (Alberti et al. 2019; Dai et al. 2023, Promptagator): a query is any use if a plain
+Round trip (Alberti et al. 2019; Dai et al. 2023, Promptagator): a query is of use if a plain
 search engine, here BM25, returns the document that it was written for.
 
 Legend: Q queries, N documents.
