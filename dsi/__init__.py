@@ -1,3 +1,3 @@
-"""A differentiable search index: text in, ranked documents out. Knows nothing of time."""
+"""A differentiable search index: text in, ranked documents out. ``continual`` trains it."""
 
 __version__ = "0.1.0"

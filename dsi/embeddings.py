@@ -1,6 +1,6 @@
 """Vectors of documents, from which clustered docids are made.
 
-All embedders give float32 rows of unit length; a text of which nothing is known gives a zero row.
+All embedders give float32 rows of unit length; a text without any known word gives a zero row.
 What they learned is saved without pickles: JSON, safetensors and the model's own files.
 
 Shape legend: M texts, D width of a vector, V words of the TF-IDF vocabulary.
@@ -38,7 +38,7 @@ from dsi.text.tokens import (
 SCHEMA = 1
 BATCH = 256  # texts that the model reads at once
 WORDS = 200_000  # the most frequent words are kept: 128 components of them are 100 MB
-ROUNDING = 1e-5  # a projected TF-IDF row (of length 1 before) that is shorter is rounding alone
+ROUNDING = 1e-5  # a row of length 1 that a projection makes shorter than this is rounding error
 
 
 @dataclass(frozen=True)
@@ -50,12 +50,11 @@ class EmbeddingConfig(Settings):
     encoder from random weights knows too little by then, see benchmarks/README.md); tfidf: TF-IDF
     and a truncated SVD; sentence-transformers: a pretrained encoder."""
     dimensions: Count = 128
-    """Of the truncated SVD."""
+    """Dimensions of the truncated SVD."""
     name: str | None = None
     """The sentence-transformers model: a name or a local folder."""
     updates: Count = 300
-    """source: model: updates of stage 0 that are spent, with atomic docids, before the encoder
-    embeds D_0."""
+    """With source model: updates of stage 0, on atomic docids, before the encoder embeds D_0."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -80,8 +79,8 @@ class Embedder(Protocol):
 class TfidfEmbedder:
     """TF-IDF of words (1 + log of the count), projected on the first singular vectors.
 
-    Halko et al. 2011 (arXiv:0909.4061), as in scikit-learn: the latent semantic analysis that DSI's
-    clustering can be done with where there is no pretrained encoder.
+    This is latent semantic analysis: vectors for clustered docids without a pretrained encoder. The
+    SVD is scikit-learn's randomised one (Halko et al. 2011, arXiv:0909.4061).
     """
 
     source: ClassVar = "tfidf"

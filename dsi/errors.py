@@ -9,7 +9,7 @@ class UserError(ValueError):
 
 
 def printable(text: str) -> str:
-    """The text on one line, with escapes for what a terminal would obey or cannot show."""
+    """The text on one line; control characters and others that cannot be shown are escaped."""
     line = " ".join(text.split())
     if line.isprintable():
         return line

@@ -121,7 +121,7 @@ def read_json(path: Path, kind: type = dict) -> Any:
 
 @contextmanager
 def as_written(path: Path) -> Iterator[None]:
-    """Turns what goes wrong with a file that is not what was written into one line."""
+    """Within, errors about the content of a file become one UserError that names the file."""
     try:
         yield
     except UserError:
@@ -135,7 +135,8 @@ def as_written(path: Path) -> Iterator[None]:
 def reported(folder: Path) -> Iterator[None]:
     """Turns a full disk, a missing permission and the like into one line.
 
-    So is a file of ``folder`` where a folder belongs, the other way round, or a link to nowhere.
+    The same for a file in ``folder`` in the place of a folder, a folder in the place of a file, and
+    a link to nowhere.
     """
     try:
         yield

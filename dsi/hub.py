@@ -1,4 +1,4 @@
-"""The Hugging Face hub, asked once whether it is there, where libraries try for a minute."""
+"""Asks the Hugging Face hub once whether it answers; its libraries would retry for a minute."""
 
 import os
 from collections.abc import Iterator
@@ -6,15 +6,15 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-SECONDS = 5  # that an answer may take
+SECONDS = 5  # to wait for an answer
 
 
 @contextmanager
 def asked(name: str | Path) -> Iterator[None]:
-    """Within, ``name`` is loaded: a local folder (as a Path never anything else), or of the hub.
+    """Load ``name`` within this context: a local folder, or a name on the hub (a Path: a folder).
 
-    Where the hub does not answer, or needs no question, libraries look into their caches alone.
-    FileNotFoundError for a path that is not there.
+    For a local folder, and where the hub does not answer, libraries use local files alone.
+    FileNotFoundError for a path that does not exist.
     """
     from huggingface_hub import constants
 

@@ -72,7 +72,7 @@ class SearchIndex:
         self.ranker, self.tokenizer, self.warnings = ranker, tokenizer, warnings
         self.document_ids, self.corpus_names = documents.ids, documents.names
         self._corpus_N = documents.corpus_N
-        # what the ranker calls each document, in rising order
+        # the ranker's number of each document, ascending
         self._number_N = np.arange(len(documents.ids)) if numbers is None else numbers
         self._corpora = [(corpus, id_rows(corpus.documents["id"])) for corpus in corpora]
         self._new_texts = settings.new_texts
@@ -107,7 +107,7 @@ class SearchIndex:
             codes_NT = codes_from_text(documents.docids if trie is None else [])
             check_fit(model, tokenizer, trie, codes_NT, count)
             if trie is None and len(model.code_sizes) == 1 and (np.diff(codes_NT[:, 0]) > 0).all():
-                # one code each: the row of the document, some rows may be nobody's
+                # one code each, the row of the document; a row may belong to no document
                 numbers, codes_NT = codes_NT[:, 0], np.arange(model.code_sizes[0])[:, None]
             ranker = Ranker(model, codes_NT, trie, settings.beams, settings.length_penalty)
         warnings = tuple(
@@ -181,7 +181,7 @@ class SearchIndex:
         listed = [queries] if isinstance(queries, str) else _strings(queries)
         # more than there are: all of them
         k = min(_count(k), len(self))
-        # a command line holds bytes that are no text as half surrogate pairs
+        # bytes on the command line that are not UTF-8 arrive as half surrogate pairs
         whole = (query.encode("utf-8", "replace").decode() for query in listed)
         texts = [" ".join(query.split()) for query in whole]
         parts = (texts[start : start + BATCH] for start in range(0, len(texts), BATCH))
@@ -266,7 +266,7 @@ def check_fit(
     codes_NT: np.ndarray,
     count: int,
 ) -> None:
-    """ValueError where model, tokenizer and docids are not of one run."""
+    """ValueError where model, tokenizer and docids do not belong together."""
     if len(tokenizer) > model.config.vocab_size:
         raise ValueError(f"{len(tokenizer)} tokens, the model has {model.config.vocab_size}")
     if trie is not None and (len(trie) != count or count <= int(trie.documents.max())):

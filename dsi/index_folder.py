@@ -37,7 +37,7 @@ class Settings:
     corpora: list[Any]
     """Where the texts are: what :func:`dsi.corpus.corpus.read_corpus` takes, one entry each."""
     part_hashes: list[Mapping[str, str | None]]
-    """Of each of them (see Corpus.part_hashes), so that it is noticed when one is edited later."""
+    """Hashes of each (see Corpus.part_hashes), which show whether it was edited since."""
     deduplicate: str
     docids: str
     """The name of the docid scheme."""
@@ -174,7 +174,7 @@ def _settings(path: Path, value: dict[str, Any]) -> Settings:
 
 
 def _is_below(path: Path, folder: Path) -> bool:
-    # links are followed first: each step goes deeper, so it ends
+    # links are resolved first, so every step goes deeper and following names ends
     try:
         inner, outer = path.resolve(), folder.resolve()
     except (OSError, ValueError, RuntimeError):  # a loop of links, a null character

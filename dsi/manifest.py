@@ -1,4 +1,4 @@
-"""Checksums of what was written: a bit that flips on the disk is found by whoever reads the file.
+"""Checksums of written files, so that whoever reads a file notices if it has changed.
 
 manifest.json of a folder lists the sha256 of files in it: of a run, of each stage, of each
 checkpoint. What it does not list is taken as it is: files are listed once they are finished, and
@@ -49,7 +49,7 @@ def text_hash(text: str) -> str:
 def record(folder: Path, *names: str) -> None:
     """List those of the files that are not listed; a name of a folder means all files in it.
 
-    Without names: every file in ``folder``. What begins with a dot is half-written.
+    Without names: every file in ``folder``. Names that begin with a dot are half-written files.
     """
     sums = _read(folder)
     new = {name: checksum(folder / name) for name in _files(folder, names) if name not in sums}

@@ -1,6 +1,6 @@
 """Settings: frozen dataclasses in which every field says its own range.
 
-``share: Annotated[float, Gt(0), Le(1)] = 0.25`` is all there is to write. The range is checked here
+A field is written ``share: Annotated[float, Gt(0), Le(1)] = 0.25``. The range is checked here
 when the settings are made in Python, by pydantic when they are read from a file, and is what
 ``dsi config`` and the JSON schema show. A rule between two fields is a ``__post_init__`` that
 calls this one first and raises UserError ``field: what is wrong; fix``.

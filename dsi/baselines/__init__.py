@@ -1,4 +1,5 @@
-"""What a user would pick in the place of a trained index. One member per file; ``none``: the model.
+"""What a user would pick in the place of a trained index. One member per file; ``none``: no
+baseline, the run trains a model.
 
 A member answers the queries of every stage, and its run has the same matrix and the same files.
 """

@@ -1,4 +1,4 @@
-"""Retriever: what fills a row of the performance matrix, whether it is trained or not."""
+"""Retriever: what a baseline must be able to do to fill a row of the performance matrix."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -28,9 +28,10 @@ class Retriever(Protocol):
 
 
 class Baseline:
-    """None: the run trains a model. A member is a :class:`Retriever` without updates.
+    """No baseline: the run trains a model.
 
-    It sees the texts of the documents as the model reads them (``data.title``, ``data.lowercase``).
+    A member is a :class:`Retriever`. It sees the texts of the documents as the model
+    reads them (``data.title``, ``data.lowercase``).
     """
 
     @dataclass(frozen=True)

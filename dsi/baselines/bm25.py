@@ -1,4 +1,4 @@
-"""BM25: what a search engine does before anything is learnt."""
+"""BM25: the standard ranking by words, without training."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -26,9 +26,9 @@ class BM25(Baseline):
         """Settings."""
 
         k1: NotNegative = 0.9
-        """How soon further occurrences of a word count less."""
+        """How much repeated occurrences of a word add; 0: nothing."""
         b: Share = 0.4
-        """How much the length of a document counts."""
+        """How far scores are normalised by the length of a document; 0: not at all, 1: fully."""
 
     def __init__(self, config: Any = None):
         super().__init__(config)

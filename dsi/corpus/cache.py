@@ -76,7 +76,7 @@ KEYS: dict[str, Callable[[str, str], str] | None] = {
     "title": _title_key,
     "prefix": _prefix_key,
 }
-"""Deduplication: documents of equal key are one document; an empty key is nobody's duplicate."""
+"""Deduplication: documents of equal key are one document; an empty key is never a duplicate."""
 
 
 def cached_tables(source: Source, deduplicate: str, cache: Path) -> Tables:
@@ -98,7 +98,7 @@ def cached_tables(source: Source, deduplicate: str, cache: Path) -> Tables:
 def _cache_key(source: Source, deduplicate: str) -> str:
     parts = [str(SCHEMA), deduplicate, *source.options]
     for name, path in source.files.items():
-        # the same bytes are a corpus in one file, and a mistake in another that claims to be gz
+        # the same bytes may be a good corpus.jsonl and a broken corpus.jsonl.gz
         parts += [name, str(path.suffix == ".gz"), _checksum(path)]
     return text_hash(json.dumps(parts))
 

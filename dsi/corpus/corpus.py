@@ -44,7 +44,7 @@ __all__ = [
 
 @dataclass(frozen=True, eq=False)
 class Corpus:
-    """Documents and who is looking for them; rows are positions in the two tables."""
+    """Documents and the queries that they answer; rows are positions in the two tables."""
 
     name: str
     documents: pa.Table

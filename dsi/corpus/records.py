@@ -52,7 +52,7 @@ def did_you_mean(word: str, known: Iterable[str]) -> str:
 
 
 def check_regular(path: str | Path) -> None:
-    """UserError for what is there and no file: a folder, or a pipe, which would be waited for."""
+    """UserError for a path that exists and is no file: a folder, or a pipe (reading would wait)."""
     if os.path.exists(path) and not os.path.isfile(path):
         raise problem(path, None, "not a regular file; put the file itself there")
 

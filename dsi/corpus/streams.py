@@ -1,4 +1,6 @@
-"""Stream files: what arrives, goes and changes when, checked, with the line of every mistake.
+"""Stream files: which documents each stage adds, removes and replaces.
+
+Every mistake is named with its line.
 
 ``{"D0": [document ids], "D1": [...]}``; in the place of a list, a later stage may have an object
 ``{"add": [ids], "remove": [ids], "replace": {"id that stays": "id of the row with its new text"}}``
@@ -57,6 +59,8 @@ def read_stream_file(path: Path) -> tuple[str, list[StageIds]]:
 
 
 def parse_stream(path: Path, text: str) -> list[StageIds]:
+    """What a stream file says of D0, D1, ...; UserError that names file and line."""
+
     def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
         if len({name for name, _ in pairs}) < len(pairs):
             name, line = _repeated(text)

@@ -28,7 +28,7 @@ def _missing(what: str) -> Callable[[], Any]:
 
 @dataclass(frozen=True)
 class NewDocuments:
-    """The documents that a scheme is to extend itself by, in their order.
+    """New documents for :meth:`Scheme.extend`, in order of arrival.
 
     What costs something is a function, called only by the schemes that read it. ``embeddings()``
     is float32 (M, D), unit length, from the same space at every call of a run.
@@ -46,7 +46,7 @@ class Scheme:
     """Base of the schemes: keeps the codes of all documents and never changes one.
 
     A subclass gives :meth:`assign`, and :meth:`state_dict` / :meth:`load_state_dict` if it has
-    more memory than the codes (centroids, say).
+    more state than the codes (centroids, say).
     """
 
     atomic: ClassVar[bool] = False

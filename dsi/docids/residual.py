@@ -24,7 +24,7 @@ from dsi.settings import Count, Settings
 
 
 class Residual(Scheme):
-    """Residual quantisation: each code names the centroid nearest to what the earlier ones leave.
+    """Residual quantisation: each code is the centroid nearest to the residual of those before it.
 
     k-means on the vectors gives the codes of position 0, k-means on the differences to their
     centroids those of position 1, and so on. A last position, always there, tells documents with

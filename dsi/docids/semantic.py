@@ -21,7 +21,7 @@ _BLOCK = 1 << 20  # differences held at once
 
 
 class Semantic(Scheme):
-    """Hierarchical k-means: documents with alike vectors share the beginning of their docids.
+    """Hierarchical k-means: documents with similar vectors share the beginning of their docids.
 
     A node with more than ``c`` documents is split into at most ``k`` clusters, and so on. Codes
     0..k-1 lead from a node to its clusters; k + j is document j of a leaf, so a docid ends with the

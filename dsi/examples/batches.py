@@ -113,7 +113,7 @@ class BatchShape:
 
 
 def examples_for(sources: Sequence[Source], tokens: int, window: int, seed: int) -> int:
-    """How many examples have ``tokens`` tokens, on average of what a first window would draw."""
+    """How many examples have ``tokens`` tokens, by the mean of the first 64 x ``window``."""
     docid = [s for s in sources if s.share > 0 and not s.writes_text]
     text = [s for s in sources if s.share > 0 and s.writes_text]
     total = sum(s.share for s in [*docid, *text])

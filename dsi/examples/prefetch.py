@@ -1,4 +1,4 @@
-"""Work done ahead of the one who needs it, in a thread."""
+"""Items made ahead by a thread."""
 
 import queue
 import threading

@@ -180,12 +180,14 @@ class DSIModel(PreTrainedModel):
         prefix: Tensor | None = None,
         prefix_mask: Tensor | None = None,
     ) -> tuple[Tensor, Tensor]:
-        """Encoder states (B, L, D) and their mask; ``prefix`` (B, P, D) vectors go in front."""
+        """Encoder states (B, L, D) and their mask.
+
+        ``prefix`` (B, P, D): vectors in front of the tokens, with ``prefix_mask`` (B, P).
+        """
         embeddings = self.encoder.embed_tokens(input_ids)
         if prefix is not None:
             embeddings = torch.cat([prefix.to(embeddings.dtype), embeddings], dim=1)
-            if prefix_mask is None:
-                prefix_mask = attention_mask.new_ones(prefix.shape[:2])
+            assert prefix_mask is not None
             attention_mask = torch.cat([prefix_mask.to(attention_mask), attention_mask], dim=1)
         states = self.encoder(inputs_embeds=embeddings, attention_mask=attention_mask)
         return states.last_hidden_state, attention_mask
@@ -446,7 +448,7 @@ def _read_checkpoint(source: str) -> tuple[PretrainedConfig, Any]:
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """Without transformers' report of what a checkpoint lacks: that is an error of ours, below."""
+    """Without transformers' report of missing weights: load_model raises an error of its own."""
     level = logging.get_verbosity()
     logging.set_verbosity_error()
     try:

@@ -28,7 +28,7 @@ from dsi.model.dropout import relu_dropped
 
 
 class Stack(T5Stack):
-    """A T5Stack without a cache of keys and values, which only training would not use."""
+    """A T5Stack without a cache of keys and values, which training does not use."""
 
     def __init__(self, config: T5Config):
         super().__init__(config)
@@ -106,7 +106,7 @@ def _feed(dense: Any, hidden: Tensor) -> Tensor:
     return dense.wo(inner.to(dense.wo.weight.dtype))
 
 
-_LOW = torch.finfo(torch.bfloat16).min / 4  # two of them still are a number
+_LOW = torch.finfo(torch.bfloat16).min / 4  # the sum of two is still finite
 
 
 def _unseen(mask_BL: Tensor) -> Tensor:

@@ -21,7 +21,7 @@ SHARD = 5_000  # documents: what an interrupted run can lose
 
 
 class Generator(Protocol):
-    """What the cache needs to know of a QueryGenerator."""
+    """What the cache needs of QueryGenerator and LexicalQueries."""
 
     def fingerprint(self) -> str:
         """A hash of everything that decides what is generated, the sampling excepted."""

@@ -2,7 +2,7 @@
 
 A small T5 from scratch learns the forms of questions within a few hundred updates, but not to copy
 the words of a document that it never saw. Pointer networks (See et al. 2017) learn where to copy
-from; here both parts are counted, and the model is trained on top of them:
+from; here two fixed biases say it, and the model is trained with them in place:
 
 - a token of the document is raised by ``present`` x its idf: the log of how much likelier it is
   in this document than in another;

@@ -2,7 +2,7 @@
 
 Spans of consecutive words are the queries of the inverse cloze task (ICT; Lee et al. 2019, "Latent
 Retrieval for Weakly Supervised Open Domain Question Answering"; Chang et al. 2020), salient terms
-imitate keyword queries. A floor that every trained generator has to beat.
+imitate keyword queries.
 """
 
 import hashlib
@@ -99,15 +99,6 @@ class LexicalQueries:
         digest.update(f"{self.documents}".encode())
         digest.update(self.frequency.astype("<u4").tobytes())
         return digest.hexdigest()
-
-    def state_dict(self) -> dict[str, Any]:
-        """``documents`` int and ``frequency`` uint32 (BUCKETS,)."""
-        return {"documents": self.documents, "frequency": self.frequency.copy()}
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Takes the counts of another instance; the configuration stays."""
-        self.documents = int(state["documents"])
-        self.frequency = np.array(state["frequency"], dtype=np.uint32)
 
     def _one(self, text: str, count: int, rng: np.random.Generator) -> list[str]:
         config = self.config

@@ -1,6 +1,6 @@
 """How good pseudo-queries are, without training a retriever on them.
 
-Round trip (Alberti et al. 2019; Dai et al. 2023, Promptagator): a query is any use if a plain
+Round trip (Alberti et al. 2019; Dai et al. 2023, Promptagator): a query is of use if a plain
 search engine, here BM25, returns the document that it was written for.
 
 Legend: Q queries, N documents.
@@ -46,15 +46,6 @@ def bm25_ranks(
         hit = (found == gold[start : start + 1000, None]) & (scores > 0)
         ranks[start : start + 1000] = np.where(hit.any(1), hit.argmax(1) + 1, 0)
     return ranks
-
-
-def round_trip_filter(
-    queries: Sequence[str], documents: np.ndarray, ranks: np.ndarray, k: int
-) -> tuple[list[str], np.ndarray]:
-    """The queries, and their documents, whose own document is among the first k."""
-    keep = (ranks >= 1) & (ranks <= k)
-    kept = [query for query, good in zip(queries, keep, strict=True) if good]
-    return kept, np.asarray(documents)[keep]
 
 
 def measure(

@@ -1,4 +1,4 @@
-"""Sampling several texts per document from a T5 decoder, with random numbers of the document.
+"""Samples several texts per document from a T5 decoder, with random numbers given per document.
 
 The document is encoded once and its cross-attention keys are kept once, however many samples are
 drawn from it; samples that are finished leave the batch.

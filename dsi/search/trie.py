@@ -12,11 +12,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from dsi.docids import codes_to_text, stack_codes
+from dsi.docids import codes_to_text
 from dsi.errors import UserError
 from dsi.files import replace_atomically
 
-SCHEMA = 1
+SCHEMA = 2
 ARRAYS = ("codes", "start", "leaves", "documents")
 Numbers = np.ndarray | Tensor | Sequence[int] | Sequence[Sequence[int]]
 
@@ -24,7 +24,7 @@ _LARGEST = 2**31 - 1  # of a code, a node and a document number: int32
 
 
 class Trie:
-    """A prefix-free set of code sequences. Never changed: a change makes another, version + 1.
+    """A prefix-free set of code sequences. It never changes: other documents are another trie.
 
     Nodes are numbered breadth first, siblings by code, so the children of a node have successive
     numbers and the nodes of one depth are in the lexicographic order of their prefixes.
@@ -37,9 +37,8 @@ class Trie:
     * ``depth_starts``: the first node of each depth, then M: T + 2 numbers. T, at least 1, is the
       length of the longest docid.
     * ``fan_out[d]``: the largest number of children of a node at depth d (T numbers).
-    * ``ends[d]`` and ``all_end[d]``: whether some, or all, codes at position d end a docid.
-    * ``next_document``: one more than the largest document number there ever was, so that the
-      number of a removed document is not given to another one.
+    * ``ends[d]``: whether a code at position d ends a docid.
+    * ``version``: which set this is (in a run, the stage).
 
     Bytes: 6 per node (codes 2, start 4; 8 with int32 codes) and 8 per document (leaves and
     documents 4 each). No document has more than T nodes of its own: 56 bytes for 8 positions.
@@ -54,21 +53,16 @@ class Trie:
         *,
         depth_starts: Sequence[int],
         version: int = 0,
-        next_document: int | None = None,
         fan_out: Sequence[int] | None = None,
     ):
         """From arrays that :meth:`build` has made. What is not given is read from them."""
         self.codes, self.start, self.leaves, self.documents = codes, start, leaves, documents
         self.depth_starts, self.version = list(depth_starts), version
-        if next_document is None:
-            next_document = int(documents.max()) + 1 if len(documents) else 0
         if fan_out is None:
             ranges = zip(self.depth_starts[:-2], self.depth_starts[1:-1], strict=True)
             fan_out = [int(start[low : high + 1].diff().max()) for low, high in ranges]
-        self.next_document, self.fan_out = next_document, list(fan_out)
-        sizes, ending = np.diff(self.depth_starts[1:]), np.diff(self._leaf_bounds())
-        self.ends: list[bool] = (ending > 0).tolist()
-        self.all_end: list[bool] = ((ending > 0) & (ending == sizes)).tolist()
+        self.fan_out = list(fan_out)
+        self.ends: list[bool] = (np.diff(self._leaf_bounds()) > 0).tolist()
 
     def __len__(self) -> int:
         return len(self.leaves)
@@ -92,44 +86,23 @@ class Trie:
         of which one is, or begins, the other; it names the documents. Also for numbers that are
         negative, repeated or beyond 32 bits.
         """
-        codes_NT, following = _integers(codes_NT, "codes_NT"), None
+        codes_NT = _integers(codes_NT, "codes_NT")
         if documents is None and (gone := removed_rows(codes_NT)).any():
-            documents, following = np.flatnonzero(~gone), len(codes_NT)
+            documents = np.flatnonzero(~gone)
             codes_NT = codes_NT[documents]
-        codes_NT, numbers = _assignment(codes_NT, documents, 0)
+        codes_NT, numbers = _assignment(codes_NT, documents)
         order = _order(codes_NT)
         sorted_TN = np.ascontiguousarray(codes_NT[order].T)
         arrays, depth_starts = _layout(sorted_TN, numbers[order])
-        about: Any = {"depth_starts": depth_starts, "version": version, "next_document": following}
-        return cls(*map(torch.from_numpy, arrays), **about)
-
-    def append(self, codes_NT: Numbers, documents: Numbers | None = None) -> "Trie":
-        """With more docids; by default their documents are numbered on from ``next_document``.
-
-        Everything is built anew: about a microsecond, and 230 to 360 bytes while it lasts, for each
-        document old and new (7 or 8 positions). Raises ValueError like :meth:`build`.
-        """
-        new_NT, numbers = _assignment(codes_NT, documents, self.next_document)
-        old_NT, old = self.to_codes()
-        both = stack_codes([old_NT, new_NT])
-        return self._anew(both, np.concatenate([old, numbers]), self.version + 1)
-
-    def remove(self, documents: Numbers) -> "Trie":
-        """Without these documents; built anew. Raises KeyError for one that is not there."""
-        gone = np.zeros(len(self), bool)
-        gone[self._places(documents)] = True
-        return self._anew(*self._codes_at(np.flatnonzero(~gone)), self.version + 1)
+        tensors = map(torch.from_numpy, arrays)
+        return cls(*tensors, depth_starts=depth_starts, version=version)
 
     def restrict(self, documents: Numbers) -> "Trie":
         """These documents alone, of the same version: a search among them.
 
         Raises KeyError for one that is not there.
         """
-        return self._anew(*self._codes_at(self._places(documents)), self.version)
-
-    def _anew(self, codes_NT: np.ndarray, numbers: np.ndarray, version: int) -> "Trie":
-        trie = Trie.build(codes_NT, numbers, version)
-        trie.next_document = max(trie.next_document, self.next_document)
+        trie = Trie.build(*self._codes_at(self._places(documents)), self.version)
         return trie.to(self.codes.device)
 
     def _places(self, documents: Numbers) -> np.ndarray:
@@ -148,12 +121,11 @@ class Trie:
             raise KeyError(f"document {number} is not in the trie")
         return places
 
-    def to_codes(self) -> tuple[np.ndarray, np.ndarray]:
-        """Docids int32 (N, T), -1 after the end, and document numbers int64 (N,), by leaf."""
-        return self._codes_at(np.arange(len(self)))
-
     def _codes_at(self, places: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """:meth:`to_codes` of some leaves (ascending), by walking up from all of them at once."""
+        """Docids int32 (N, T), -1 after the end, and document numbers int64 (N,) of some leaves.
+
+        ``places``: of the leaves, ascending. All are walked up from at once.
+        """
         codes, start, leaves, documents = (getattr(self, name).cpu().numpy() for name in ARRAYS)
         nodes = leaves[places].astype(np.int64)
         codes_NT = np.full((len(nodes), len(self.fan_out)), -1, np.int32)
@@ -245,7 +217,7 @@ class Trie:
         return self if arrays[0] is self.codes else Trie(*arrays, **self._about())
 
     def _about(self) -> dict[str, Any]:
-        names = ("depth_starts", "version", "next_document", "fan_out")
+        names = ("depth_starts", "version", "fan_out")
         return {name: getattr(self, name) for name in names}
 
     def save(self, folder: str | Path) -> None:
@@ -261,8 +233,8 @@ class Trie:
         replace_atomically(Path(folder), write)
 
     @classmethod
-    def load(cls, folder: str | Path, mmap: bool = True) -> "Trie":
-        """The inverse of :meth:`save`; ``mmap``: only the pages that a search reads get loaded.
+    def load(cls, folder: str | Path) -> "Trie":
+        """The inverse of :meth:`save`, memory-mapped: only pages that a search reads are loaded.
 
         Raises UserError that names the file that is missing, broken or of another schema.
         """
@@ -280,7 +252,7 @@ class Trie:
             raise _unreadable(path, error) from error
         if schema != SCHEMA:
             raise UserError(f"{path}: schema {schema!r}, this version reads {SCHEMA}; save it anew")
-        arrays = [_load_array(path.with_name(f"{name}.npy"), mmap) for name in ARRAYS]
+        arrays = [_load_array(path.with_name(f"{name}.npy")) for name in ARRAYS]
         sizes = (starts[-1], starts[-1] + 1, len(arrays[2]), len(arrays[2]))
         for name, array, size in zip(ARRAYS, arrays, sizes, strict=True):
             if len(array) != size:
@@ -313,15 +285,13 @@ def _check_arrays(arrays: Sequence[Tensor]) -> None:
         raise ValueError("a document number is there twice")
 
 
-def _assignment(
-    codes_NT: Numbers, documents: Numbers | None, first: int
-) -> tuple[np.ndarray, np.ndarray]:
+def _assignment(codes_NT: Numbers, documents: Numbers | None) -> tuple[np.ndarray, np.ndarray]:
     """Docids int32 (N, T) and numbers int64 (N,), checked but for docids that begin another."""
     codes_NT = _integers(codes_NT, "codes_NT")
     if codes_NT.ndim != 2:
         raise ValueError(f"codes_NT: must have two axes, not the shape {codes_NT.shape}")
     count = len(codes_NT)
-    documents = np.arange(first, first + count) if documents is None else documents
+    documents = np.arange(count) if documents is None else documents
     numbers = _integers(documents, "documents")
     if numbers.shape != (count,):
         raise ValueError(f"documents: {count} docids, but numbers of the shape {numbers.shape}")
@@ -428,10 +398,10 @@ def _check_shorter(begun: np.ndarray, sorted_TN: np.ndarray, numbers: np.ndarray
     raise ValueError(f"the docid of document {one}, {docid}, begins that of {other}, {longer}")
 
 
-def _load_array(path: Path, mmap: bool) -> Tensor:
+def _load_array(path: Path) -> Tensor:
     try:
         # "c": pages become our own when written to; torch warns of arrays that cannot be
-        array = np.load(path, mmap_mode="c" if mmap else None, allow_pickle=False)
+        array = np.load(path, mmap_mode="c", allow_pickle=False)
     except (OSError, ValueError, EOFError) as error:
         raise _unreadable(path, error) from error
     if not isinstance(array, np.ndarray) or array.ndim != 1 or array.dtype.kind != "i":

@@ -198,7 +198,7 @@ def train_tokenizer(texts: Iterable[str], vocabulary_size: int) -> "PreTrainedTo
 
 
 def _cut(text: str) -> str:
-    """The text with white space in words without end (sequences of letters, base64)."""
+    """The text with very long words (base64, DNA) cut into pieces by white space."""
     words = text.split()
     if max(map(len, words), default=0) <= LONGEST_WORD:
         return text
@@ -370,7 +370,7 @@ def padded_tensors(
 
 
 def pad_id(tokenizer: Any) -> int:
-    """The id that fills the places behind a text; a mask hides them, so any will do: else 0."""
+    """The id of padding; 0 for a tokenizer that has none, since a mask hides padding anyway."""
     return tokenizer.pad_token_id or 0
 
 

@@ -15,7 +15,6 @@ from continual.run.docids import codes_at
 from continual.run.material import prepare
 from dsi.docids import NewDocuments
 from dsi.index import SearchIndex
-from dsi.measures.trec import read_run, write_qrels
 from dsi.model.dsi_model import DSIModel, from_scratch
 from dsi.search.beam_search import Found
 from dsi.search.ranker import Ranker
@@ -54,7 +53,7 @@ def row(lab, stream, accelerator):
 
 
 @pytest.mark.parametrize("stage", range(STAGE + 1))
-def test_metrics_are_those_of_ir_measures(lab, stage, tmp_path):
+def test_metrics_are_those_of_ir_measures(lab, stage):
     ir_measures = pytest.importorskip("ir_measures")
     run, matrix = lab.kept(), lab.matrix(lab.kept())
     qrels = (lab.corpus / "qrels" / "test.tsv").read_text().splitlines()[1:]
@@ -64,15 +63,13 @@ def test_metrics_are_those_of_ir_measures(lab, stage, tmp_path):
     for o in range(stage + 1):
         lines = (run / "docids" / f"D{o}.tsv").read_text().splitlines()
         ours = {line.split("\t")[0] for line in lines}
-        path = tmp_path / f"D{o}.qrels"
         of_corpus: dict[str, dict[str, int]] = {}
         for query, document, _ in judged:
             if document in ours:
                 of_corpus.setdefault(query, {})[document] = 1
-        write_qrels(path, of_corpus)
         found = ir_measures.calc_aggregate(
             measures.values(),
-            list(ir_measures.read_trec_qrels(str(path))),
+            of_corpus,
             list(ir_measures.read_trec_run(str(stage_folder(run, stage) / f"run.D{o}.trec"))),
         )
         for metric, measure in measures.items():
@@ -141,11 +138,14 @@ def test_search_evaluation_and_runs_of_a_stage_agree(lab, precision, docids):
     run = lab.kept(f"training.precision={precision}", f"docids={docids}")
     index, matrix = SearchIndex.load(run), lab.matrix(run)
     for o in range(STAGE + 1):
-        written = read_run(stage_folder(run, STAGE) / f"run.D{o}.trec")
+        written: dict[str, list[list[str]]] = {}
+        for line in (stage_folder(run, STAGE) / f"run.D{o}.trec").read_text().splitlines():
+            written.setdefault(line.split()[0], []).append(line.split())
         texts = {line["query"]: line["text"] for line in lab.per_query(run, STAGE)}
-        found = index.search([texts[query] for query in written.query_ids], 10)
-        for results, ids, scores in zip(found, written.document_ids, written.scores, strict=True):
-            assert [result.document_id for result in results] == ids
+        found = index.search([texts[query] for query in written], 10)
+        for results, rows in zip(found, written.values(), strict=True):
+            assert [result.document_id for result in results] == [row[2] for row in rows]
+            scores = [float(row[4]) for row in rows]
             assert [result.score for result in results] == pytest.approx(scores, rel=1e-4)
     lines = lab.call(runs.evaluate, run)
     shown = [[float(cell) for cell in line.split()[1:]] for line in lines[1 : STAGE + 2]]

@@ -4,10 +4,6 @@ import numpy as np
 import pytest
 
 from dsi.measures.metrics import (
-    Gold,
-    bootstrap_interval,
-    gold_from_lists,
-    gold_from_pairs,
     gold_ranks,
     hits,
     mrr,
@@ -38,7 +34,6 @@ def test_nothing_to_average_is_nan_and_not_zero():
     empty = np.zeros(0, np.int64)
     assert math.isnan(hits(empty, 1))
     assert math.isnan(mrr(empty, 10))
-    assert all(math.isnan(bound) for bound in bootstrap_interval(empty))
 
 
 @pytest.mark.parametrize("function", [hits, mrr, reciprocal_ranks])
@@ -76,19 +71,6 @@ def test_ranks_agree_with_a_plain_loop(monkeypatch):
     assert gold_ranks(ranked, gold).tolist() == expected
 
 
-def test_judgement_pairs_and_lists_give_the_same_gold():
-    lists = [[4, 2], [9], [1, 3, 5]]
-    pairs = np.array([[30, 1], [10, 4], [20, 9], [30, 3], [10, 2], [30, 5]])
-    queries, gold = gold_from_pairs(pairs)
-    assert queries.tolist() == [10, 20, 30]
-    for ours, expected in zip(gold, gold_from_lists(lists), strict=True):
-        np.testing.assert_array_equal(ours, expected)
-    queries, gold = gold_from_pairs(np.zeros((0, 2), np.int64))
-    assert len(queries) == 0
-    assert gold.offsets.tolist() == [0]
-    assert isinstance(gold, Gold)
-
-
 @pytest.mark.parametrize("seed", range(3))
 def test_agrees_with_ir_measures(seed):
     import ir_measures
@@ -108,27 +90,3 @@ def test_agrees_with_ir_measures(seed):
     for k in (5, 10):
         assert mrr(ranks, k) == pytest.approx(theirs[RR @ k])
     assert 0 < theirs[RR @ 10] < 1
-
-
-def test_bootstrap_is_seeded_and_matches_the_normal_interval():
-    values = np.random.default_rng(0).random(400) < 0.3
-    low, high = bootstrap_interval(values, seed=4)
-    assert (low, high) == bootstrap_interval(values, seed=4)
-    assert (low, high) != bootstrap_interval(values, seed=5)
-    mean, error = values.mean(), values.std() / math.sqrt(len(values))
-    assert low == pytest.approx(mean - 1.96 * error, abs=0.3 * error)
-    assert high == pytest.approx(mean + 1.96 * error, abs=0.3 * error)
-
-
-def test_bootstrap_of_continuous_values_and_of_a_constant():
-    values = np.random.default_rng(1).normal(size=300)
-    low, high = bootstrap_interval(values, level=0.9)
-    error = values.std() / math.sqrt(len(values))
-    assert low == pytest.approx(values.mean() - 1.645 * error, abs=0.3 * error)
-    assert high == pytest.approx(values.mean() + 1.645 * error, abs=0.3 * error)
-    assert bootstrap_interval(np.full(9, 0.25)) == (0.25, 0.25)
-
-
-def test_bootstrap_refuses_impossible_settings():
-    with pytest.raises(ValueError, match="level"):
-        bootstrap_interval(np.ones(3), level=95)

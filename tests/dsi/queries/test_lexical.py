@@ -1,4 +1,3 @@
-import json
 import time
 
 import numpy as np
@@ -72,17 +71,13 @@ def test_tiny_and_empty_documents_give_what_they_have():
     assert lexical().generate(TEXTS, KEYS, 0, seed=0) == [[], [], []]
 
 
-def test_fit_adds_up_and_state_survives_json():
+def test_fit_adds_up():
     parts = LexicalQueries().fit(TEXTS[:1]).fit(TEXTS[1:])
     whole = LexicalQueries().fit(TEXTS)
     assert parts.fingerprint() == whole.fingerprint()
     assert parts.fingerprint() != LexicalQueries().fit(TEXTS[:2]).fingerprint()
     assert parts.fingerprint() != lexical(share_terms=0.5).fingerprint()
-    restored = LexicalQueries()
-    state = whole.state_dict()
-    restored.load_state_dict(json.loads(json.dumps(state, default=lambda array: array.tolist())))
-    assert restored.fingerprint() == whole.fingerprint()
-    assert restored.generate(TEXTS, KEYS, 5, 1) == whole.generate(TEXTS, KEYS, 5, 1)
+    assert parts.generate(TEXTS, KEYS, 5, 1) == whole.generate(TEXTS, KEYS, 5, 1)
 
 
 def test_settings_that_cannot_work():

@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from dsi.queries.quality import bm25_ranks, measure, round_trip_filter
+from dsi.queries.quality import bm25_ranks, measure
 
 TEXTS = [
     "the heron catches silver fish",
@@ -35,13 +35,6 @@ def test_texts_without_words_are_found_by_nothing(texts):
     assert (result["queries"], result["bm25_at_1"], result["bm25_at_10"]) == (2, None, None)
     # beside a text with words they are measured as before
     assert measure([["whale"], [texts[1]]], ["a whale", texts[1]])["bm25_at_10"] == 0.5
-
-
-def test_round_trip_filter():
-    kept, documents = round_trip_filter(
-        list("abcd"), np.array([7, 8, 9, 7]), np.array([1, 0, 3, 2]), k=2
-    )
-    assert kept == ["a", "d"] and documents.tolist() == [7, 7]
 
 
 def test_measure_by_hand():

@@ -212,7 +212,7 @@ def test_without_constraint_the_search_is_over_all_sequences():
     torch.testing.assert_close(free.scores, held.scores)
     assert free.invalid == free.repeats == 0
     # with half of them gone, exactly the others are invalid
-    gone = trie.remove(np.arange(0, 125, 2))
+    gone = trie.restrict(np.arange(1, 125, 2))
     half = unconstrained_search(inference, gone, ids, mask, 7)
     expected = torch.where(held.documents % 2 == 0, -1, held.documents)
     assert torch.equal(half.documents, expected)
@@ -225,8 +225,7 @@ def test_without_constraint_the_model_writes_as_far_as_it_can():
     """Whatever has been removed, also when no docid of full length is left."""
     codes_NT = make_docids(ENDED, 80, seed=1)
     inference, trie = Inference(string_model(codes_NT)), Trie.build(codes_NT)
-    long = np.flatnonzero((codes_NT >= 0).sum(1) == codes_NT.shape[1])
-    shorter = trie.remove(long)
+    shorter = trie.restrict(np.flatnonzero((codes_NT >= 0).sum(1) < codes_NT.shape[1]))
     assert len(shorter.fan_out) < len(trie.fan_out)
     ids, mask = queries(4)
     full = unconstrained_search(inference, trie, ids, mask, 10)
@@ -276,7 +275,7 @@ def test_a_beam_that_nothing_is_left_for_stays_where_it_is():
 
 def test_an_empty_set_finds_nothing():
     codes_NT = make_docids(FIXED, 3, seed=1)
-    model, trie = string_model(codes_NT), Trie.build(codes_NT).remove(np.arange(3))
+    model, trie = string_model(codes_NT), Trie.build(codes_NT).restrict([])
     found = beam_search(Inference(model), trie, *queries(2), 5)
     assert (found.documents == -1).all()
     assert found.invalid == found.repeats == 0

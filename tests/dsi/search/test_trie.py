@@ -84,10 +84,18 @@ def unfolded(trie: Trie, node: int = 0):
 
 
 def written(trie: Trie) -> dict[int, tuple[int, ...]]:
-    codes_NT, documents = trie.to_codes()
-    rows = [tuple(code for code in row if code >= 0) for row in codes_NT.tolist()]
-    assert padded(rows, codes_NT.shape[1]).tolist() == codes_NT.tolist()
-    return dict(zip(documents.tolist(), rows, strict=True))
+    """Docids by document number."""
+    found: dict[int, tuple[int, ...]] = {}
+
+    def walk(node: dict | int, docid: tuple[int, ...]) -> None:
+        if isinstance(node, int):
+            found[node] = docid
+            return
+        for code, child in node.items():
+            walk(child, (*docid, code))
+
+    walk(unfolded(trie), ())
+    return found
 
 
 def assert_same(one: Trie, other: Trie) -> None:
@@ -95,7 +103,7 @@ def assert_same(one: Trie, other: Trie) -> None:
         ours, theirs = getattr(one, name), getattr(other, name)
         assert ours.dtype == theirs.dtype
         assert torch.equal(ours, theirs), name
-    for name in ("depth_starts", "fan_out", "ends", "all_end", "next_document", "version"):
+    for name in ("depth_starts", "fan_out", "ends", "version"):
         assert getattr(one, name) == getattr(other, name), name
 
 
@@ -110,8 +118,8 @@ def test_a_small_trie_number_by_number():
     assert trie.documents.tolist() == [13, 11, 12, 10]
     assert trie.depth_starts == [0, 1, 4, 6, 8]
     assert trie.fan_out == [3, 1, 2]
-    assert (trie.ends, trie.all_end) == ([True, True, True], [False, False, True])
-    assert (trie.version, trie.next_document) == (3, 14)
+    assert trie.ends == [True, True, True]
+    assert trie.version == 3
     assert (len(trie), trie.num_nodes, trie.num_bytes) == (4, 8, 2 * 8 + 4 * 9 + 4 * 4 + 4 * 4)
     dtypes = [getattr(trie, name).dtype for name in ARRAYS]
     assert dtypes == [torch.int16, torch.int32, torch.int32, torch.int32]
@@ -145,15 +153,12 @@ def test_nodes_are_numbered_by_depth_and_then_by_prefix(docids):
     assert trie.documents_of(nodes).tolist() == expected
     assert trie.is_leaf(nodes).tolist() == [number >= 0 for number in expected]
     assert trie.leaves.tolist() == [n for n, number in enumerate(expected) if number >= 0]
-    for depth, (width, ends, all_end) in enumerate(
-        zip(trie.fan_out, trie.ends, trie.all_end, strict=True)
-    ):
+    for depth, (width, ends) in enumerate(zip(trie.fan_out, trie.ends, strict=True)):
         level = [prefix for prefix in ordered if len(prefix) == depth + 1]
         above = [prefix[:-1] for prefix in level]
         assert trie.depth_starts[depth + 1] == sum(len(prefix) <= depth for prefix in ordered)
         assert width == max(map(above.count, above), default=0)
         assert ends == any(prefix in by_docid for prefix in level)
-        assert all_end == (bool(level) and all(prefix in by_docid for prefix in level))
         codes = {prefix[-1] for prefix in level if prefix in by_docid}
         assert trie.end_codes(depth, 5).tolist() == [code in codes for code in range(5)]
     assert trie.depth_starts[-1] == len(ordered)
@@ -174,10 +179,9 @@ def test_many_columns_of_large_codes_are_ordered_as_tuples():
     rng = np.random.default_rng(0)
     codes_NT = rng.choice([0, 1, 2**31 - 2, 2**31 - 1], (600, 7))
     codes_NT = np.unique(codes_NT, axis=0)[rng.permutation(500)]
-    codes, documents = Trie.build(codes_NT).to_codes()
-    expected = sorted(range(500), key=lambda row: tuple(codes_NT[row]))
-    assert documents.tolist() == expected
-    assert np.array_equal(codes, codes_NT[expected])
+    trie = Trie.build(codes_NT)
+    assert trie.documents.tolist() == sorted(range(500), key=lambda row: tuple(codes_NT[row]))
+    assert trie.find(codes_NT).tolist() == list(range(500))
 
 
 @pytest.mark.parametrize("columns", [8, 9], ids=["64 bits", "72 bits"])
@@ -186,7 +190,7 @@ def test_eight_columns_of_bytes_fill_one_key(columns):
     codes_NT = rng.choice([0, 1, 254, 255], (300, columns)).astype(np.uint8)
     codes_NT = np.unique(np.concatenate([codes_NT, np.full((1, columns), 255, np.uint8)]), axis=0)
     shuffled = codes_NT[rng.permutation(len(codes_NT))]
-    assert np.array_equal(Trie.build(shuffled).to_codes()[0], codes_NT)
+    assert np.array_equal(shuffled[Trie.build(shuffled).documents], codes_NT)
 
 
 # --- search in it ---------------------------------------------------------------------------------
@@ -244,75 +248,46 @@ def test_end_codes_beyond_the_asked_ones_are_left_out():
     assert trie.end_codes(-1, 2).tolist() == [False] * 2
 
 
-# --- changes --------------------------------------------------------------------------------------
+# --- parts of it ----------------------------------------------------------------------------------
 
 
 @EXAMPLES
 @given(assignments(), st.data())
-def test_changes_equal_building_anew(docids, data):
+def test_a_part_equals_building_it_anew(docids, data):
     trie = build(docids, version=4)
     before = {name: getattr(trie, name).clone() for name in ARRAYS}
     some = data.draw(st.lists(st.sampled_from(sorted(docids)))) if docids else []
-    rest = {number: docid for number, docid in docids.items() if number not in some}
     part = {number: docids[number] for number in some}
-    removed, restricted = trie.remove(some), trie.restrict(some)
-    assert written(removed) == rest
+    restricted = trie.restrict(some)
     assert written(restricted) == part
-    for smaller, expected in ((removed, build(rest)), (restricted, build(part))):
-        assert all(torch.equal(getattr(smaller, n), getattr(expected, n)) for n in ARRAYS)
-        assert smaller.next_document == trie.next_document
-    gone = padded([docids[number] for number in some])
-    assert removed.find(gone).tolist() == [-1] * len(some)
-    again = removed.append(padded(list(part.values())), list(part))
-    assert [t.version for t in (trie, removed, restricted, again)] == [4, 5, 4, 6]
-    again.version = trie.version
-    assert_same(again, trie)
+    assert_same(restricted, build(part, version=4))
+    others = padded([docid for number, docid in docids.items() if number not in part])
+    assert restricted.find(others).tolist() == [-1] * len(others)
     assert all(torch.equal(getattr(trie, name), array) for name, array in before.items())
 
 
-def test_appended_documents_are_numbered_on():
-    trie = Trie.build(SMALL).append(np.array([[9], [8]]))
-    assert trie.find(np.array([[8], [9], [1]])).tolist() == [5, 4, 3]
-    assert trie.next_document == 6
-    longer = trie.append([[7, 1, 1, 1]])
-    assert written(longer)[6] == (7, 1, 1, 1)
-    assert len(longer.fan_out) == 4
-    assert written(trie.append(np.zeros((0, 2), int))) == written(trie)
-
-
-def test_the_number_of_a_removed_document_is_not_given_again():
-    trie = Trie.build(SMALL).remove([3]).append([[5]])
-    assert sorted(written(trie)) == [0, 1, 2, 4]
-    assert Trie.build(SMALL).restrict([0]).append([[5]]).find(np.array([[5]])).tolist() == [4]
-    # unless it is asked for
-    assert trie.append([[6]], [3]).next_document == 5
-
-
-@pytest.mark.parametrize("method", ["remove", "restrict"])
-def test_the_first_unknown_document_is_named(method):
-    change = getattr(Trie.build(SMALL, [10, 11, 12, 13]), method)
+def test_the_first_unknown_document_is_named():
+    restrict = Trie.build(SMALL, [10, 11, 12, 13]).restrict
     with pytest.raises(KeyError, match="document 99 "):
-        change([11, 99, 5, 12])
+        restrict([11, 99, 5, 12])
     with pytest.raises(KeyError, match="document -1 "):
-        change(np.array([-1]))
+        restrict(np.array([-1]))
     with pytest.raises(KeyError, match="document 0 "):
-        Trie.build(SMALL[:0]).remove(torch.tensor([0]))
+        Trie.build(SMALL[:0]).restrict(torch.tensor([0]))
     with pytest.raises(ValueError, match="documents: must be integers"):
-        change([0.5])
+        restrict([0.5])
 
 
 @pytest.mark.parametrize("width", [0, 1, 3])
 def test_no_docids(width, tmp_path):
     trie = Trie.build(np.zeros((0, width), np.int32))
-    assert (len(trie), trie.num_nodes, trie.next_document) == (0, 1, 0)
-    assert (trie.fan_out, trie.ends, trie.all_end) == ([0], [False], [False])
+    assert (len(trie), trie.num_nodes) == (0, 1)
+    assert (trie.fan_out, trie.ends) == ([0], [False])
     assert trie.find(np.array([[0, 1], [-1, -1]])).tolist() == [-1, -1]
     assert trie.documents_of(torch.tensor([[0]])).tolist() == [[-1]]
     assert trie.is_leaf(torch.tensor([0])).tolist() == [False]
-    assert trie.to_codes()[0].shape == (0, 1)
     trie.save(tmp_path / "trie")
     assert_same(trie, Trie.load(tmp_path / "trie"))
-    assert written(trie.append([[1, 2]])) == {0: (1, 2)}
 
 
 # --- refusals -------------------------------------------------------------------------------------
@@ -334,8 +309,6 @@ def test_no_docids(width, tmp_path):
 def test_impossible_docids_are_refused(rows, message):
     with pytest.raises(ValueError, match=re.escape(message)):
         Trie.build(padded(rows), [5, 6, 7])
-    with pytest.raises(ValueError, match=re.escape(message)):
-        Trie.build([[9, 9]], [1]).append(padded(rows), [5, 6, 7])
 
 
 @EXAMPLES
@@ -350,16 +323,6 @@ def test_exactly_the_prefix_free_sets_are_accepted(rows):
     one, other = (int(a or b) for a, b in named)
     assert one != other
     assert begins(rows[one], rows[other])
-
-
-def test_appended_docids_must_not_begin_old_ones_either():
-    trie = Trie.build(SMALL)
-    with pytest.raises(ValueError, match="the docid of document 4, 2-0, begins that of 2, 2-0-0"):
-        trie.append([[2, 0]])
-    with pytest.raises(ValueError, match="documents 1 and 4 have the same docid"):
-        trie.append([[0, 7]])
-    with pytest.raises(ValueError, match="documents: number 3 is given twice"):
-        trie.append([[5]], [3])
 
 
 @pytest.mark.parametrize(
@@ -384,16 +347,17 @@ def test_impossible_arguments_are_refused(codes, documents, message):
 # --- files ----------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("mmap", [True, False], ids=["mapped", "read"])
-def test_a_saved_trie_is_the_same(mmap, tmp_path):
+def test_a_saved_trie_is_the_same(tmp_path):
     for number, trie in enumerate(
-        (Trie.build(SMALL, version=2).remove([3]), Trie.build([[40_000, 1], [3, -1]], [70, 8]))
+        (
+            Trie.build(SMALL, version=2).restrict([0, 1, 2]),
+            Trie.build([[40_000, 1], [3, -1]], [70, 8]),
+        )
     ):
         trie.save(tmp_path / str(number))
-        loaded = Trie.load(str(tmp_path / str(number)), mmap=mmap)
+        loaded = Trie.load(str(tmp_path / str(number)))
         assert_same(loaded, trie)
         assert unfolded(loaded) == unfolded(trie)
-        assert written(loaded.append([[9]])) == written(trie.append([[9]]))
 
 
 @settings(max_examples=10, deadline=None)
@@ -416,15 +380,14 @@ def test_writing_to_a_mapped_trie_leaves_the_files_alone(tmp_path):
 def test_a_mapped_trie_survives_its_replacement(tmp_path):
     Trie.build(SMALL).save(tmp_path / "trie")
     mapped = Trie.load(tmp_path / "trie")
-    mapped.remove([0]).save(tmp_path / "trie")
+    mapped.restrict([1, 2, 3]).save(tmp_path / "trie")
     assert_same(mapped, Trie.build(SMALL))
-    assert written(Trie.load(tmp_path / "trie")) == written(mapped.remove([0]))
+    assert sorted(written(Trie.load(tmp_path / "trie"))) == [1, 2, 3]
 
 
-@pytest.mark.parametrize("mmap", [True, False], ids=["mapped", "read"])
 @pytest.mark.parametrize("damage", ["missing", "empty", "cut", "shorter", "pickle", "floats"])
 @pytest.mark.parametrize("name", ARRAYS)
-def test_a_broken_array_is_named(name, damage, mmap, tmp_path):
+def test_a_broken_array_is_named(name, damage, tmp_path):
     Trie.build(SMALL).save(tmp_path)
     path = tmp_path / f"{name}.npy"
     array, content = np.load(path), path.read_bytes()
@@ -438,7 +401,7 @@ def test_a_broken_array_is_named(name, damage, mmap, tmp_path):
         np.save(path, array[:-1] if damage == "shorter" else array.astype(np.float32))
     other = "documents" if (name, damage) == ("leaves", "shorter") else name
     with pytest.raises(UserError, match=re.escape(str(tmp_path / f"{other}.npy")) + ": cannot be"):
-        Trie.load(tmp_path, mmap)
+        Trie.load(tmp_path)
 
 
 @pytest.mark.parametrize(
@@ -485,7 +448,7 @@ def test_the_same_on_a_device():
     trie = Trie.build(SMALL).to("cuda")
     assert unfolded(trie) == unfolded(Trie.build(SMALL))
     assert trie.find(SMALL).tolist() == [0, 1, 2, 3]
-    assert trie.append([[9]]).remove([4]).codes.device.type == "cuda"
+    assert trie.restrict([0]).codes.device.type == "cuda"
     assert written(trie.restrict(torch.tensor([1, 2]))) == {1: (0, 7), 2: (2, 0, 0)}
     assert_same(trie.to("cpu"), Trie.build(SMALL))
 
@@ -512,8 +475,8 @@ def test_rows_without_a_code_are_removed_documents(docids, data):
     codes_NT[gone] = -1
     trie = Trie.build(codes_NT, version=1)
     assert written(trie) == {n: row for n, row in enumerate(rows) if n not in gone}
-    assert_same(trie, Trie.build(padded(rows)).remove(gone))
-    assert trie.next_document == len(rows), "their numbers are not given to others"
+    there = [n for n in range(len(rows)) if n not in gone]
+    assert_same(trie, Trie.build(padded(rows), version=1).restrict(there))
     assert trie.find(padded(rows)).tolist() == [-1 if n in gone else n for n in range(len(rows))]
 
 
