@@ -54,7 +54,7 @@ from continual.stream.view import true_queries
 from continual.update.optimizer import make_optimizer
 from dsi.examples.batches import Batch, BatchShape, batches_from
 from dsi.examples.prefetch import ahead
-from dsi.examples.sources import DocumentSampler, DocumentSource, QuerySource, Source
+from dsi.examples.sources import DocumentSampler, DocumentSource, ExampleSource, QuerySource
 from dsi.model.dsi_model import from_scratch
 from dsi.text.tokens import Tokens
 from dsi.text.views import View
@@ -78,7 +78,7 @@ class Texts:
     """What is trained on: ``sources`` makes them anew for a seed."""
 
     name: str
-    sources: Callable[[int], list[Source]]
+    sources: Callable[[int], list[ExampleSource]]
     documents: int
     vocabulary: int
     longest: int
@@ -135,11 +135,11 @@ def synthetic(name: str, documents: int, vocabulary: int, length: int) -> Texts:
     queries = random_texts(drawn.round().clip(3, LONGEST).astype(int), vocabulary, rng)
     longest = length if name == "fixed" else LONGEST
 
-    def sources(seed: int) -> list[Source]:
+    def sources(seed: int) -> list[ExampleSource]:
         sampler = DocumentSampler([(np.arange(documents), 1.0)], seed)
         view = View("first", 1.0, longest)
         share = 0.25 if name == "B" else 1.0
-        made: list[Source] = [DocumentSource(texts, view, sampler, share, seed, NO_TOKENS)]
+        made: list[ExampleSource] = [DocumentSource(texts, view, sampler, share, seed, NO_TOKENS)]
         if name == "B":
             made.append(QuerySource(queries, answers, 0.75, seed, NO_TOKENS))
         return made
@@ -169,7 +169,7 @@ def stage_zero(folder: str, vocabulary: int, overrides: Sequence[str] = ()) -> t
     queries = true_queries(material.stream)
     pools = [queries] if queries else []
 
-    def mixture(seed: int) -> list[Source]:
+    def mixture(seed: int) -> list[ExampleSource]:
         seeded = replace(config, seed=seed)
         ratio = config.training.ratio
         return stage_sources(seeded, material.stream, 0, pools, ratio, material.tokenizer)

@@ -1,1 +1,1 @@
-"""Corpora in sequence, and what is not forgotten. Knows nothing of tokens."""
+"""Corpora in sequence, and what is not forgotten. The index itself is ``dsi``'s."""

@@ -234,7 +234,7 @@ def evaluate(folder: Path, stage: int | None = None, split: str = "test") -> lis
     material = prepare(config, folder / "tokenizer", added)
     stream, scheme = material.stream, config.docids.build()
     warnings = _changes(directory.stage_folder(folder, stage), stream, split)
-    directory.read_docids(folder, stream, stage + 1, scheme)
+    directory.restore_docids(folder, stream, stage + 1, scheme)
     verify(directory.stage_folder(folder, stage), "model")
     accelerator = make_accelerator(config)
     model = load_model(directory.stage_folder(folder, stage) / "model")

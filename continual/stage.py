@@ -24,7 +24,7 @@ from continual.update.update import Update
 from dsi.errors import UserError
 from dsi.examples.batches import Batch, batches_from
 from dsi.examples.prefetch import ahead
-from dsi.examples.sources import Source
+from dsi.examples.sources import ExampleSource
 from dsi.seeding import derive
 
 
@@ -58,7 +58,7 @@ class StageLoop:
     tracker: Tracker
     signals: Signals
     state: TrainState
-    sources: list[Source]
+    sources: list[ExampleSource]
     codes_NT: np.ndarray
     budget: int
     before: int

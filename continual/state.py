@@ -29,7 +29,7 @@ class TrainState:
     skipped: int = 0  # updates of the stage that were not finite
 
 
-def to_checkpoint(state: TrainState, method: Method, values: Mapping[str, Any]) -> Checkpoint:
+def as_checkpoint(state: TrainState, method: Method, values: Mapping[str, Any]) -> Checkpoint:
     """The state as a checkpoint; ``values``: further plain data of the trainer."""
     weights = dict(state.model.state_dict())
     weights.pop("decoder.embed_tokens.weight", None)  # the encoder's, tied
@@ -48,10 +48,10 @@ def to_checkpoint(state: TrainState, method: Method, values: Mapping[str, Any]) 
     return Checkpoint(state.stage, state.update, state.finished, tensors, {**own, **values})
 
 
-def from_checkpoint(
+def restored(
     found: Checkpoint, method: Method, training: TrainingConfig, device: torch.device
 ) -> TrainState:
-    """The inverse of :func:`to_checkpoint`; components get their state back, too."""
+    """The inverse of :func:`as_checkpoint`; components get their state back, too."""
     values, tensors, stage = found.values, found.tensors, found.stage
     # from its own configuration: the pretrained model that a run began with is not needed again
     model: Any = DSIModel(DSIConfig.from_dict(values["model"]))

@@ -30,13 +30,13 @@ from continual.run import directory
 from continual.run.checkpoint import Checkpoint
 from continual.run.docids import Assignment
 from continual.run.material import Material, make_model
-from continual.run.nonfinite import keep_batch, refuse
+from continual.run.nonfinite import keep_batch, not_finite
 from continual.run.results import row_events
 from continual.run.signals import Interrupted, Signals
 from continual.run.stage_index import write_index
 from continual.run.tracking import Tracker
 from continual.stage import NotFinite, StageLoop
-from continual.state import TrainState, from_checkpoint, to_checkpoint
+from continual.state import TrainState, as_checkpoint, restored
 from continual.stream.mixture import stage_pools, stage_sources
 from continual.stream.view import QueryPool, StageView
 from continual.update.optimizer import make_optimizer, named_state, restore_state
@@ -236,7 +236,7 @@ class Trainer:
         if self.accelerator.is_main_process:
             ids = self.stream.document_ids(0, self.stream.count(stage))
             keep_batch(self.folder, problem.batch, self.tokenizer, ids, stage, problem.update)
-        return refuse(problem.value, stage, problem.update, place)
+        return not_finite(problem.value, stage, problem.update, place)
 
     def _leave_atomic(self, state: TrainState) -> None:
         """Give D_0 its docids by the encoder as trained so far; training goes on with them."""
@@ -369,7 +369,7 @@ class Trainer:
             "stream": self.stream.fingerprint(state.stage + 1),
             "made_by": directory.made_by(self.accelerator),
         }
-        found = to_checkpoint(state, self.method, values)
+        found = as_checkpoint(state, self.method, values)
         checkpoints.save(self.folder / "checkpoints", found, self.config.checkpoint.keep)
 
     def _restore(self, found: Checkpoint, accept: Sequence[str]) -> TrainState:
@@ -387,4 +387,4 @@ class Trainer:
             self.docids.clear()
         self.events.load_state_dict(values["events"])
         self.timing = values["timing"]
-        return from_checkpoint(found, self.method, self.config.training, self.accelerator.device)
+        return restored(found, self.method, self.config.training, self.accelerator.device)

@@ -18,7 +18,7 @@ from dsi.corpus.records import show
 from dsi.docids import codes_from_text
 from dsi.errors import UserError, printable
 from dsi.files import as_written
-from dsi.index_folder import FILES, Documents, Settings, find_index, read_documents
+from dsi.index_folder import FILES, Documents, IndexSettings, find_index, read_documents
 from dsi.manifest import verify
 from dsi.model.dsi_model import DSIModel, load_model
 from dsi.search.ranker import Ranker
@@ -65,7 +65,7 @@ class SearchIndex:
         tokenizer: PreTrainedTokenizerFast,
         documents: Documents,
         corpora: list[Corpus],
-        settings: Settings,
+        settings: IndexSettings,
         warnings: tuple[str, ...] = (),
         numbers: np.ndarray | None = None,
     ):

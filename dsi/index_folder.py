@@ -1,6 +1,6 @@
 """The folder of an index: what :class:`dsi.index.SearchIndex` opens, and how it is laid out.
 
-    index.json   where the texts are and how queries are read (see :class:`Settings`)
+    index.json   where the texts are and how queries are read (see :class:`IndexSettings`)
     docids.tsv   one line per document: document id, docid, name of its corpus
     model/       weights and configuration (``save_pretrained``)
     tokenizer/   the same of the tokenizer
@@ -31,7 +31,7 @@ FILES = ("index.json", "docids.tsv", "model", "tokenizer", "trie")
 
 
 @dataclass(frozen=True)
-class Settings:
+class IndexSettings:
     """index.json: what is needed besides the files of the folder."""
 
     corpora: list[Any]
@@ -72,7 +72,7 @@ class Documents:
     corpus_N: np.ndarray
 
 
-def find_index(folder: Path) -> tuple[Path, Settings]:
+def find_index(folder: Path) -> tuple[Path, IndexSettings]:
     """The folder that holds the index of ``folder``, and its settings.
 
     UserError where there is none, or where index.json names a place outside of its folder.
@@ -99,7 +99,7 @@ def find_index(folder: Path) -> tuple[Path, Settings]:
         folder = folder / named
 
 
-def read_settings(folder: Path) -> Settings:
+def read_settings(folder: Path) -> IndexSettings:
     """index.json of a folder that holds an index itself."""
     found, settings = find_index(folder)
     if found != folder:
@@ -147,7 +147,7 @@ def _columns(path: Path, lines: list[str]) -> Iterator[list[str]]:
         yield row
 
 
-def _settings(path: Path, value: dict[str, Any]) -> Settings:
+def _settings(path: Path, value: dict[str, Any]) -> IndexSettings:
     """index.json, each of whose values is what it must be."""
     kinds = {"corpora": list, "part_hashes": list, "deduplicate": str, "docids": str}
     kinds |= {"title": bool, "lowercase": bool, "prompt": str}
@@ -170,7 +170,7 @@ def _settings(path: Path, value: dict[str, Any]) -> Settings:
                 raise ValueError("new_texts must name rows by their ids")
         hashes = [{key: one[key] for key in ("documents", *SPLITS)} for one in value["part_hashes"]]
     kept: dict[str, Any] = {key: value[key] for key in right}
-    return Settings(**{**kept, "part_hashes": hashes, "new_texts": new})
+    return IndexSettings(**{**kept, "part_hashes": hashes, "new_texts": new})
 
 
 def _is_below(path: Path, folder: Path) -> bool:

@@ -4,7 +4,7 @@
 public class, whose nested frozen ``Config`` dataclass holds the settings. A dotted name
 (``mypackage.mymethod``) loads a module from elsewhere where :func:`allow`, or ``--plugin`` on the
 command line, has named its package: importing runs code, and a configuration may be somebody
-else's. Nothing is scanned or decorated.
+else's.
 """
 
 import dataclasses

@@ -21,7 +21,9 @@ AT_ONCE = 256  # documents that are solved for together; the next ones find them
 
 
 class IncrementalRows(DocidRows):
-    """Stage 0 trains everything; later ones make no update but solve for each new row x::
+    """Stage 0 trains everything; later ones make no update but solve for the rows of new documents.
+
+    For each new row x the minimum of::
 
         new * mean_q relu(max_i w_i.q - x.q + new_margin)^2
         + (1 - new) * sum_i relu(x.z_i - w_i.z_i + old_margin)^2 + l2 / 2 * |x|^2 * mean |q|^2

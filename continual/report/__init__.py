@@ -1,1 +1,1 @@
-"""What a person looks at after a run: figures, tables and one HTML page."""
+"""What a person looks at after a run: figures and tables."""

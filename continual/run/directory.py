@@ -24,8 +24,7 @@ from continual.measure.performance import summary
 from continual.run.lock import FILES as LOCK_FILES
 from continual.stream.stream import Judged, Stream
 from dsi.corpus.records import show
-from dsi.docids import codes_from_text, codes_to_text, stack_codes
-from dsi.docids import read_docids as read_table
+from dsi.docids import codes_from_text, codes_to_text, read_docids, stack_codes
 from dsi.errors import UserError
 from dsi.files import as_written, read_json, write_json, write_text
 from dsi.manifest import forget, record, verify
@@ -235,7 +234,7 @@ def write_docids(folder: Path, stream: Stream, corpus: int, scheme: Any) -> None
     write_text(folder / "docids" / f"D{corpus}.tsv", "".join(lines))
 
 
-def read_docids(folder: Path, stream: Stream, corpora: int, scheme: Any) -> None:
+def restore_docids(folder: Path, stream: Stream, corpora: int, scheme: Any) -> None:
     """Give ``scheme`` the docids of the first ``corpora`` corpora; their documents are checked."""
     verify(folder, *(f"docids/D{n}.tsv" for n in range(corpora)))
     parts: list[np.ndarray] = []
@@ -244,7 +243,7 @@ def read_docids(folder: Path, stream: Stream, corpora: int, scheme: Any) -> None
         expected = stream.document_ids(*stream.range(n))
         if not expected and path.exists() and not path.stat().st_size:
             continue  # a stage that adds nothing
-        ids, docids = read_table(path)
+        ids, docids = read_docids(path)
         if ids != expected:
             raise UserError(f"{path}: holds other documents than corpus D{n}; restore the corpus")
         parts.append(codes_from_text(docids))

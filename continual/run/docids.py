@@ -65,7 +65,7 @@ class Assignment:
 
     def read(self, corpora: int) -> None:
         """Take over what was written for the first ``corpora`` corpora."""
-        directory.read_docids(self.folder, self.stream, corpora, self.scheme)
+        directory.restore_docids(self.folder, self.stream, corpora, self.scheme)
         self.corpora = corpora
         path = self._state_path(corpora - 1)
         verify(self.folder, f"docids/{path.name}")

@@ -42,7 +42,7 @@ def keep_batch(
     return folder / "nonfinite"
 
 
-def refuse(value: float, stage: int, update: int, place: Path) -> UserError:
+def not_finite(value: float, stage: int, update: int, place: Path) -> UserError:
     """The error that stops the run."""
     return UserError(
         f"training.learning_rate: the loss or its gradient is {value} at update {update} of stage "

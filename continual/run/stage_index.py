@@ -50,7 +50,7 @@ def write_index(
     # one entry per source: the stream's own, and each corpus that was added up to this stage
     seen = {id(part.corpus) for part in stream.parts[: stage + 1]}
     corpora = [corpus for corpus in stream.corpora if id(corpus) in seen]
-    settings = index_folder.Settings(
+    settings = index_folder.IndexSettings(
         corpora=text_sources(config, _added(folder))[: len(corpora)],
         part_hashes=[dict(corpus.part_hashes) for corpus in corpora],
         deduplicate=config.data.deduplicate,
@@ -79,7 +79,7 @@ def text_sources(config: RunConfig, added: Sequence[Mapping[str, Any]]) -> list[
 
 
 def _new_texts(stream: Stream, stage: int, corpora: list[Corpus]) -> dict[str, list[Any]]:
-    """Where the texts of replaced documents are: see :class:`dsi.index_folder.Settings`."""
+    """Where the texts of replaced documents are: see :class:`dsi.index_folder.IndexSettings`."""
     found = {}
     for part in stream.parts[: stage + 1]:
         place = next(n for n, corpus in enumerate(corpora) if corpus is part.corpus)

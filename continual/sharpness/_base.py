@@ -69,13 +69,13 @@ class SharpnessConfig(Settings):
 
 
 class Policy(Component):
-    """A rule: where the next pass is made, and which gradient the update descends.
+    """Plain steps; a member is a rule: where the next pass is made, which gradient is descended.
 
     Pure: no model, no optimizer, no passes of its own. ``continual.update.descent`` asks
     :meth:`passes`, makes the first pass at the weights, asks :meth:`perturbation` before every
     further one, puts the weights back, and gives what :meth:`combine` returns to the base
-    optimizer. Class attributes say what the passes need. This class itself is no sharpness: plain
-    steps; a member's ``Config`` is a :class:`SharpnessConfig`.
+    optimizer. Class attributes say what the passes need. A member's ``Config`` is a
+    :class:`SharpnessConfig`.
 
     Relations: with ``rho: 0`` every member is this one, bit for bit.
     """

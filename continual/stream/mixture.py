@@ -16,9 +16,9 @@ from dsi.examples.batches import Batch, BatchShape, batches_from, examples_for
 from dsi.examples.sources import (
     DocumentSampler,
     DocumentSource,
+    ExampleSource,
     QueriesOfDocuments,
     QuerySource,
-    Source,
     TextSource,
 )
 from dsi.seeding import derive
@@ -61,7 +61,7 @@ def stage_sources(
     pools: Sequence[QueryPool],
     ratio: float,
     tokenizer: PreTrainedTokenizerFast,
-) -> list[Source]:
+) -> list[ExampleSource]:
     """The mixture of one stage; ``ratio`` indexing examples per retrieval example.
 
     Without documents to index everything is retrieval; without queries, or with an infinite ratio,
@@ -136,7 +136,7 @@ def window_updates(training: TrainingConfig, budget: int) -> int:
 
 def batch_shape(
     training: TrainingConfig,
-    sources: Sequence[Source],
+    sources: Sequence[ExampleSource],
     window: int,
     seed: int,
     ranks: int,
@@ -158,12 +158,12 @@ def _query_sources(
     sampler: Sampler,
     stage: int,
     tokenizer: PreTrainedTokenizerFast,
-) -> list[Source]:
+) -> list[ExampleSource]:
     if share <= 0:
         return []
     total = sum(pool.weight for pool in pools)
     prompt = prompt_ids(tokenizer, config.prompts.retrieval)
-    sources: list[Source] = []
+    sources: list[ExampleSource] = []
     for pool in pools:
         part, seed = share * pool.weight / total, derive(config.seed, "queries", stage, pool.name)
         if pool.by_document:
@@ -188,7 +188,7 @@ def _indexing_sources(
     indexed: np.ndarray,
     stage: int,
     tokenizer: PreTrainedTokenizerFast,
-) -> list[Source]:
+) -> list[ExampleSource]:
     total = sum(view.weight for view in config.views)
     prompt = prompt_ids(tokenizer, config.prompts.indexing)
     found = cast(list[int | None], tokenizer.convert_tokens_to_ids(MARKS))
@@ -199,7 +199,7 @@ def _indexing_sources(
             "choose a T5 tokenizer, or tokenizer.source=train"
         )
     end = cast(int, tokenizer.eos_token_id or 0)
-    sources: list[Source] = []
+    sources: list[ExampleSource] = []
     for i, view in enumerate(config.views):
         if view.weight <= 0:
             continue

@@ -20,9 +20,9 @@ from continual.update.passes import (
     MicroBatch,
     Passes,
     PassResult,
+    among_largest,
     cut,
     displaced,
-    largest,
     noised,
     pieces_of,
 )
@@ -179,7 +179,7 @@ class Descent:
         size = sum(len(part.batch.documents) for part in parts)
         everyone = int(self.passes.reduce(torch.tensor(size, device=rises[0].device)))
         count = max(1, round(self.policy.descent_share() * everyone))
-        chosen = largest(rises, count, self.accelerator)
+        chosen = among_largest(rises, count, self.accelerator)
         kept, targets = [], 0
         for part, mask in zip(parts, chosen, strict=True):
             some = bool(mask.any())

@@ -186,7 +186,7 @@ def pieces_of(batch: Batch, first: int, count: int, of: int, index: int = 0) -> 
     ]
 
 
-def largest(values: Sequence[Tensor], count: int, accelerator: Accelerator) -> list[Tensor]:
+def among_largest(values: Sequence[Tensor], count: int, accelerator: Accelerator) -> list[Tensor]:
     """Per part, which (bool) of its values are among the ``count`` largest of all ranks."""
     mine = torch.cat(list(values))
     if accelerator.num_processes > 1:

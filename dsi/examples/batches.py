@@ -14,7 +14,7 @@ from itertools import islice
 import numpy as np
 import torch
 
-from dsi.examples.sources import Examples, Source, allocate
+from dsi.examples.sources import Examples, ExampleSource, allocate
 from dsi.seeding import numpy_rng
 from dsi.text.tokens import Tokens, padded
 
@@ -112,7 +112,7 @@ class BatchShape:
     multiple: int = 1
 
 
-def examples_for(sources: Sequence[Source], tokens: int, window: int, seed: int) -> int:
+def examples_for(sources: Sequence[ExampleSource], tokens: int, window: int, seed: int) -> int:
     """How many examples have ``tokens`` tokens, by the mean of the first 64 x ``window``."""
     docid = [s for s in sources if s.share > 0 and not s.writes_text]
     text = [s for s in sources if s.share > 0 and s.writes_text]
@@ -126,7 +126,7 @@ def examples_for(sources: Sequence[Source], tokens: int, window: int, seed: int)
 
 
 def window_batches(
-    sources: Sequence[Source],
+    sources: Sequence[ExampleSource],
     window: int,
     updates: int,
     shape: BatchShape,
@@ -202,7 +202,7 @@ def _lengths(examples: Examples) -> np.ndarray:
 
 
 def batches_from(
-    sources: Sequence[Source],
+    sources: Sequence[ExampleSource],
     start: int,
     stop: int,
     window: int,
@@ -236,7 +236,7 @@ def collate(examples: Examples, rows: np.ndarray, pad: int, multiple: int = 1) -
     )
 
 
-def _draw(members: Sequence[Source], start: int, count: int) -> Examples:
+def _draw(members: Sequence[ExampleSource], start: int, count: int) -> Examples:
     shares = [s.share for s in members]
     before, after = allocate(shares, start), allocate(shares, start + count)
     parts = [

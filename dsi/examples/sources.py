@@ -87,7 +87,7 @@ class Examples:
     extras: Mapping[str, np.ndarray] = field(default_factory=dict)
 
 
-class Source(Protocol):
+class ExampleSource(Protocol):
     """Gives the examples at positions start .. start + count - 1 of its own endless sequence."""
 
     share: float

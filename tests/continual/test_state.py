@@ -4,7 +4,7 @@ import torch
 
 from continual.config.schema import TrainingConfig
 from continual.method import Method
-from continual.state import TrainState, from_checkpoint, to_checkpoint
+from continual.state import TrainState, as_checkpoint, restored
 from continual.update.optimizer import make_optimizer
 from dsi.model.dsi_model import from_scratch
 
@@ -22,11 +22,11 @@ def test_what_becomes_a_checkpoint_comes_back():
     state = TrainState(model, optimizer, 2, 7, False, [3, 4], rows, [torch.tensor(1.5)], 2)
     method, other = Method(), Method()
     method.regularizer.state = {"w": torch.ones(2)}
-    found = to_checkpoint(state, method, {"timing": [1]})
+    found = as_checkpoint(state, method, {"timing": [1]})
     assert (found.stage, found.update, found.finished) == (2, 7, False)
     assert found.values["timing"] == [1] and found.tensors["regularizer"].keys() == {"w"}
     assert "decoder.embed_tokens.weight" not in found.tensors["model"]  # it is the encoder's
-    again = from_checkpoint(found, other, training, torch.device("cpu"))
+    again = restored(found, other, training, torch.device("cpu"))
     assert torch.equal(other.regularizer.state["w"], torch.ones(2))
     assert all(p.requires_grad for p in again.model.parameters())
     for name, value in model.state_dict().items():

@@ -7,7 +7,7 @@ import pytest
 from dsi.errors import UserError
 from dsi.files import write_json, write_text
 from dsi.index_folder import (
-    Settings,
+    IndexSettings,
     find_index,
     read_documents,
     read_settings,
@@ -15,7 +15,7 @@ from dsi.index_folder import (
 )
 
 HASHES = {"documents": "a" * 64, "train": None, "dev": None, "test": "b" * 64}
-SETTINGS = Settings(
+SETTINGS = IndexSettings(
     corpora=["/texts", {"documents": "d.jsonl", "queries": "q.jsonl"}],
     part_hashes=[HASHES, HASHES],
     deduplicate="none",

@@ -170,16 +170,16 @@ def test_docids_are_written_and_taken_over(tmp_path):
     assert (tmp_path / "docids/D0.tsv").read_bytes() == "a\t0\nb\x85c\t1\nü\t2\n".encode()
     scheme.extend(NewDocuments(1))
     directory.write_docids(tmp_path, stream, 1, scheme)  # type: ignore[arg-type]
-    directory.read_docids(tmp_path, stream, 2, other)  # type: ignore[arg-type]
+    directory.restore_docids(tmp_path, stream, 2, other)  # type: ignore[arg-type]
     assert other.codes_NT.tolist() == [[0], [1], [2], [3]]
     with pytest.raises(UserError, match=r"D0\.tsv.*D0"):
-        directory.read_docids(tmp_path, Documents(["a", "x", "ü"]), 1, Atomic())  # type: ignore[arg-type]
+        directory.restore_docids(tmp_path, Documents(["a", "x", "ü"]), 1, Atomic())  # type: ignore[arg-type]
     (tmp_path / "docids/D1.tsv").write_text("d\tthree\n")
     with pytest.raises(UserError, match=r"D1\.tsv: not a docid"):
-        directory.read_docids(tmp_path, stream, 2, Atomic())  # type: ignore[arg-type]
+        directory.restore_docids(tmp_path, stream, 2, Atomic())  # type: ignore[arg-type]
     (tmp_path / "docids/D1.tsv").unlink()
     with pytest.raises(UserError, match=r"D1\.tsv: missing"):
-        directory.read_docids(tmp_path, stream, 2, Atomic())  # type: ignore[arg-type]
+        directory.restore_docids(tmp_path, stream, 2, Atomic())  # type: ignore[arg-type]
 
 
 def test_the_tag_of_a_run_file_has_no_blanks(lab):

@@ -5,7 +5,7 @@ import json
 import torch
 from safetensors.torch import load_file
 
-from continual.run.nonfinite import keep_batch, refuse
+from continual.run.nonfinite import keep_batch, not_finite
 from dsi.examples.batches import Batch
 
 
@@ -30,5 +30,5 @@ def test_tensors_and_texts_are_kept(tmp_path):
     ]
     found = load_file(place / "batch.safetensors")
     assert torch.equal(found["input_ids"], ids) and torch.equal(found["labels"], given.labels)
-    error = str(refuse(float("inf"), 2, 4, place))
+    error = str(not_finite(float("inf"), 2, 4, place))
     assert "inf at update 4 of stage 2" in error and str(place) in error and "\n" not in error

@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import nn
 
-from continual.update.passes import MicroBatch, Passes, displaced, largest, noised
+from continual.update.passes import MicroBatch, Passes, among_largest, displaced, noised
 from dsi.examples.batches import Batch
 
 
@@ -67,7 +67,7 @@ def test_weights_that_others_read_by_address_are_moved_in_place(monkeypatch):
 
 def test_the_largest_of_all_parts(accelerator):
     values = [torch.tensor([3.0, 1.0]), torch.tensor([5.0, 2.0, 4.0])]
-    chosen = largest(values, 3, accelerator)
+    chosen = among_largest(values, 3, accelerator)
     assert [mask.tolist() for mask in chosen] == [[True, False], [True, False, True]]
 
 
