@@ -133,7 +133,8 @@ def leaks_of(lab, cache, *settings):
 
 
 @pytest.mark.parametrize(
-    "preset", [name for name in preset_names() if not load_config(None, [], name).is_baseline]
+    "preset",
+    [name for name in preset_names() if not load_config(None, [f"method={name}"]).is_baseline],
 )
 def test_no_preset_sees_what_it_may_not(lab, tmp_path, preset):
     settings = [f"method={preset}", "training.ratio=1"]
