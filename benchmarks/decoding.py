@@ -165,14 +165,14 @@ def shares(options: argparse.Namespace, device: str) -> list[dict[str, Any]]:
             for _ in range(options.rounds + 1):
                 start = clock()
                 with torch.inference_mode():
-                    encoded = inference.encode(ids, mask)
+                    queried = inference.encode(ids, mask)
                     encoded = clock()
                     past = inference.past(batch, beams, POSITIONS)
-                    hidden = inference.step(None, encoded, past)
+                    hidden = inference.step(None, queried, past)
                     past.choose(torch.zeros(batch, beams, dtype=torch.long, device=device))
                     codes = torch.zeros(batch, beams, dtype=torch.long, device=device)
                     for _ in range(POSITIONS - 1):
-                        hidden = inference.step(codes, encoded, past)
+                        hidden = inference.step(codes, queried, past)
                         past.choose(torch.arange(beams, device=device).expand(batch, beams))
                     stepped = clock()
                     for position in range(POSITIONS):

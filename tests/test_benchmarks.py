@@ -10,7 +10,7 @@ import pytest
 import torch
 from accelerate.state import AcceleratorState
 
-from benchmarks import end_to_end, generation, learning, scaling, training
+from benchmarks import decoding, end_to_end, generation, learning, scaling, training
 from benchmarks.end_to_end import Stopwatch
 from dsi.corpus.corpus import read_corpus, read_stream
 from dsi.examples.batches import BatchShape, window_batches
@@ -249,3 +249,15 @@ def test_several_processes_write_the_queries_of_one(tmp_path):
     result = json.loads((tmp_path / "result.json").read_text())
     assert (result["processes"], result["equal"]) == (2, True)
     assert len(texts) < result["queries"] <= 3 * len(texts)
+
+
+@pytest.mark.slow  # at T5-small's size
+def test_decoding_and_its_shares(tmp_path, monkeypatch, capsys):
+    small = ["--sizes", "200", "--batches", "1", "--atomic-sizes", "--against", "--rounds", "1"]
+    path = tmp_path / "decoding.json"
+    monkeypatch.setattr("sys.argv", ["decoding", *small, "--json", str(path)])
+    decoding.main()
+    result = json.loads(path.read_text())
+    assert result["string"][0]["ours_ms"] > 0
+    assert [row["batch"] for row in result["shares"]] == [1]
+    capsys.readouterr()
