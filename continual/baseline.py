@@ -13,7 +13,7 @@ from continual.measure.evaluation import METRICS, CorpusResult, corpus_results
 from continual.run import directory
 from continual.run.docids import Assignment
 from continual.run.material import Material
-from continual.run.results import row_events
+from continual.run.results import row_events, stream_matrix
 from continual.run.signals import Signals
 from continual.run.tracking import Tracker
 from continual.stream.stream import Judged
@@ -61,13 +61,7 @@ class BaselineRun:
                 ready = time.monotonic()
                 results, how = self.answer(stage, queries)
                 rows.append({m: [result.metrics[m] for result in results] for m in METRICS})
-                matrix = directory.make_matrix(
-                    rows,
-                    [len(own) for own in queries],
-                    np.diff(self.stream.offsets).tolist(),
-                    [0] * len(rows),
-                    directory.counts_at(self.stream, queries, len(rows)),
-                )
+                matrix = stream_matrix(self.stream, queries, rows, [0] * len(rows))
                 for event in row_events(stage, 0, rows[-1], matrix):
                     self.tracker.log(event, 0)
                 name, target = self.config.name, directory.stage_folder(self.folder, stage)

@@ -31,7 +31,7 @@ from continual.run.checkpoint import Checkpoint
 from continual.run.docids import Assignment
 from continual.run.material import Material, make_model
 from continual.run.nonfinite import keep_batch, not_finite
-from continual.run.results import row_events
+from continual.run.results import row_events, stream_matrix
 from continual.run.signals import Interrupted, Signals
 from continual.run.stage_index import write_index
 from continual.run.tracking import Tracker
@@ -348,13 +348,8 @@ class Trainer:
 
     def matrix(self, state: TrainState) -> dict[str, Any]:
         """matrix.json's content after the stages done."""
-        return directory.make_matrix(
-            state.rows,
-            [len(queries) for queries in self.queries],
-            np.diff(self.stream.offsets).tolist(),
-            state.num_updates,
-            directory.counts_at(self.stream, self.queries, len(state.rows)),
-        )
+        rows, updates = state.rows, state.num_updates
+        return stream_matrix(self.stream, self.queries, rows, updates)
 
     def _save(self, state: TrainState) -> None:
         if not self.accelerator.is_main_process:

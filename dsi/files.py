@@ -162,3 +162,14 @@ def reported(folder: Path) -> Iterator[None]:
 def _flush(path: Path) -> None:
     with open(path, "rb") as file:
         os.fsync(file.fileno())
+
+
+def whole_lines(path: Path, content: bytes) -> list[str]:
+    """The lines of a table that we wrote; UserError where they are not UTF-8 or the end is gone."""
+    try:
+        lines = content.decode("utf-8").split("\n")
+    except UnicodeDecodeError as error:
+        raise UserError(f"{path}: not UTF-8 (byte {error.start}); restore the file") from error
+    if lines.pop():
+        raise UserError(f"{path}:{len(lines) + 1}: the last line is cut off; restore the file")
+    return lines

@@ -23,7 +23,7 @@ import numpy as np
 
 from dsi.corpus.records import SPLITS
 from dsi.errors import UserError
-from dsi.files import as_written, read_json, refuse_special, write_text
+from dsi.files import as_written, read_json, refuse_special, whole_lines, write_text
 from dsi.manifest import verify
 
 SCHEMA = 2
@@ -121,14 +121,10 @@ def read_documents(path: Path) -> Documents:
     """The inverse of :func:`write_documents`; UserError that names the line otherwise."""
     refuse_special(path, "restore the file")
     try:
-        lines = path.read_bytes().decode("utf-8").split("\n")
+        lines = whole_lines(path, path.read_bytes())
     except OSError as error:
         what = f"cannot be read ({error.strerror or error})"
         raise UserError(f"{path}: {what}; restore the file") from error
-    except UnicodeDecodeError as error:
-        raise UserError(f"{path}: not UTF-8 (byte {error.start}); restore the file") from error
-    if lines.pop():
-        raise UserError(f"{path}:{len(lines) + 1}: the last line is cut off; restore the file")
     place_of: dict[str, int] = {}
     ids, docids, places = [], [], []
     for document, docid, corpus in _columns(path, lines):

@@ -1,9 +1,13 @@
-"""What is logged of a row of the performance matrix."""
+"""The rows of the performance matrix, as matrix.json has them and as they are logged."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
+import numpy as np
+
 from continual.measure.evaluation import METRICS
+from continual.run import directory
+from continual.stream.stream import Judged, Stream
 
 AVERAGES = (
     ("A", "average_performance"),
@@ -30,3 +34,19 @@ def row_events(
         for metric in METRICS
     }
     yield {**where, **averages}
+
+
+def stream_matrix(
+    stream: Stream,
+    queries: Sequence[Judged],
+    rows: list[dict[str, list[float | None]] | None],
+    num_updates: list[int],
+) -> dict[str, Any]:
+    """matrix.json's content after the stages done of a stream; ``queries[o]`` are those of D_o."""
+    return directory.make_matrix(
+        rows,
+        [len(own) for own in queries],
+        np.diff(stream.offsets).tolist(),
+        num_updates,
+        directory.counts_at(stream, queries, len(rows)),
+    )

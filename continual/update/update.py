@@ -56,7 +56,7 @@ class Update:
         ``seed`` belongs to this update; ``number`` counts those of the stage; ``rate`` is the
         learning rate as a share of its peak.
         """
-        training, raw = self.training, self.accelerator.unwrap_model(self.model)
+        training = self.training
         passes = Passes(
             self.model,
             self.accelerator,
@@ -79,12 +79,12 @@ class Update:
         else:
             parts = cut(batch, self.accelerator, training.accumulation)
             loss = passes.gradients(parts, batch.targets()).loss
-        penalty = None if has_penalty else self.regularizer.penalty(raw)
+        penalty = None if has_penalty else self.regularizer.penalty(passes.raw)
         if penalty is not None:
             # once per update, whatever the number of micro-batches and ranks; on the unwrapped
             # model, so no synchronisation is due: every rank adds the same gradient
             penalty.backward()
-        if not self._clip(raw):
+        if not self._clip(passes.raw):
             self.optimizer.zero_grad(set_to_none=True)
             return Taken(loss, made=False)
         self.optimizer.step()

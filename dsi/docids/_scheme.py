@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import numpy as np
 
 from dsi.errors import UserError
+from dsi.files import whole_lines
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
@@ -122,17 +123,13 @@ def codes_to_text(codes_NT: np.ndarray) -> list[str]:
 def read_docids(path: Path) -> tuple[list[str], list[str]]:
     """Document ids and docids of a file of lines "document id, tab, docid"; UserError otherwise."""
     try:
-        lines = path.read_bytes().decode("utf-8").split("\n")
+        lines = whole_lines(path, path.read_bytes())
     except FileNotFoundError as error:
         text = "missing, and docids are never made again; restore the file"
         raise UserError(f"{path}: {text}") from error
     except OSError as error:
         what = f"cannot be read ({error.strerror or error})"
         raise UserError(f"{path}: {what}; docids are never made again, restore the file") from error
-    except UnicodeDecodeError as error:
-        raise UserError(f"{path}: not UTF-8 (byte {error.start}); restore the file") from error
-    if lines.pop():
-        raise UserError(f"{path}:{len(lines) + 1}: the last line is cut off; restore the file")
     ids, docids = [], []
     for number, line in enumerate(lines, start=1):
         document, tab, docid = line.partition("\t")
