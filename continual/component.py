@@ -38,6 +38,8 @@ class Component:
     updates are made."""
     atomic_only: bool = False
     """Needs one code, and so one row, per document (``docids: atomic``)."""
+    scratch_only: bool = False
+    """Writes the whole model, so there is none to read (``model.source: scratch``)."""
     reads_outputs: bool = False
     """Has an :meth:`example_loss`, so every pass computes the scores of all docid codes."""
 

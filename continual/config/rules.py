@@ -140,6 +140,11 @@ def _components(config: "RunConfig", method: "Method") -> None:
             f"{config.parameters.name} trains nothing there; set {axis}: {BASES[axis][2]}",
         )
         _require(
+            config.model.source == "scratch" or not component.scratch_only,
+            f"model.source: {axis}: {getattr(config, axis).name} writes a model of its own; set "
+            f"model.source: scratch, or {axis}: {BASES[axis][2]}",
+        )
+        _require(
             config.docids.build().atomic or not component.atomic_only,
             f"docids.name: {axis}: {getattr(config, axis).name} needs one row per document; set "
             f"docids: atomic, or {axis}: {BASES[axis][2]}",

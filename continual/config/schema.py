@@ -36,6 +36,9 @@ class TokenizerConfig(Settings):
     """train, a local folder, or a model name."""
     vocabulary_size: Annotated[int, Ge(100), Le(2**24)] = 6000
     """Upper bound for a trained vocabulary; a small D_0 gives fewer pieces."""
+    punctuation: Literal["keep", "drop"] = "keep"
+    """drop: a trained tokenizer reads letters and digits alone, as BM25 does, so that a word is the
+    same word before a comma; a model that writes text then writes none."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -53,7 +56,9 @@ class ModelConfig(Settings):
     num_decoder_layers: Annotated[int, Ge(1), Le(1000)] = 1
     """Layers of the decoder."""
     num_heads: Count = 4
-    """Attention heads."""
+    """Attention heads, each d_model / num_heads wide."""
+    self_heads: Count | None = None
+    """Heads of self-attention, as wide; null: as many. Fewer make a wide model small and fast."""
     embedding_std: Positive = 0.02
     """Initial spread of a from-scratch embedding; see dsi.model.dsi_model.DSIConfig."""
     dropout: Share = 0.0

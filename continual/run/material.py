@@ -141,6 +141,7 @@ def make_model(
         num_layers=model.num_layers,
         num_decoder_layers=model.num_decoder_layers,
         num_heads=model.num_heads,
+        self_heads=model.self_heads,
         dropout_rate=model.dropout,
         embedding_std=model.embedding_std,
         pad_token_id=pad_id(tokenizer),
@@ -170,11 +171,13 @@ def _trained(config: RunConfig, first: CorpusRows) -> PreTrainedTokenizerFast:
     every third, and so on.
     """
     data, size = config.data, config.tokenizer.vocabulary_size
+    drop = config.tokenizer.punctuation == "drop"
     settings = f"unigram-3:{first.corpus.content_hash}:{data.title}:{data.lowercase}:{size}"
     rows = hashlib.sha256(np.ascontiguousarray(first.rows, "<i8").tobytes()).hexdigest()
     lengths = call_function("binary_length", [first.corpus.documents["text"]]).to_numpy()
     step = max(1, math.ceil(int(lengths[first.rows].sum()) / TOKENIZER_BYTES))
     settings += f":every {step}" if step > 1 else ""
+    settings += ":words" if drop else ""
     folder = cache_folder() / "tokenizers" / text_hash(f"{settings}:{rows}")
     if not (folder / "tokenizer.json").exists():
 
@@ -191,7 +194,7 @@ def _trained(config: RunConfig, first: CorpusRows) -> PreTrainedTokenizerFast:
                 yield text.lower() if data.lowercase else text
 
         def write(target: Path) -> None:
-            train_tokenizer(texts(), size).save_pretrained(target)
+            train_tokenizer(texts(), size, drop).save_pretrained(target)
 
         replace_atomically(folder, write)
     return load_tokenizer(folder)

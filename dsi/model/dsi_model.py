@@ -54,6 +54,7 @@ class DSIConfig(T5Config):
     documents 1,500 updates reached Hits@10 .41 with 1.0, .53 with 0.1 and .71 with 0.03.
     ``untied_text_head``: the checkpoint has a text head apart from its embedding (v1.1, mT5).
     ``scale_text_head``: the decoder's output times d_model^-0.5 before the text head (T5 1.0).
+    ``self_heads``: heads of self-attention, as wide as those of the cross-attention; None: as many.
     """
 
     model_type = "dsi"
@@ -63,6 +64,7 @@ class DSIConfig(T5Config):
     embedding_std: float | int = 0.03
     untied_text_head: bool = False
     scale_text_head: bool = True
+    self_heads: int | None = None
 
 
 class DocidHead(nn.Module):
@@ -103,8 +105,8 @@ class DSIModel(PreTrainedModel):
     def __init__(self, config: DSIConfig):
         super().__init__(config)
         encoder_config, decoder_config = self._stack_configs(config)
-        self.encoder = Stack(encoder_config)
-        self.decoder = Stack(decoder_config)
+        self.encoder = Stack(encoder_config, config.self_heads)
+        self.decoder = Stack(decoder_config, config.self_heads)
         self.docids = DocidHead(config.d_model, config.code_sizes or [1], config.shared_codes)
         if config.untied_text_head:
             self.lm_head = nn.Linear(config.d_model, config.vocab_size, bias=False)
@@ -130,7 +132,7 @@ class DSIModel(PreTrainedModel):
     def _init_weights(self, module: nn.Module) -> None:
         # T5's initialisation, but for the embedding's spread; transformers calls this only for
         # modules that no checkpoint filled
-        width, inner = self.config.d_model, self.config.d_kv * self.config.num_heads
+        width = self.config.d_model
         if isinstance(module, T5LayerNorm):
             module.weight.fill_(1.0)
         elif isinstance(module, T5DenseActDense):
@@ -144,7 +146,7 @@ class DSIModel(PreTrainedModel):
             module.q.weight.normal_(0.0, (width * self.config.d_kv) ** -0.5)
             module.k.weight.normal_(0.0, width**-0.5)
             module.v.weight.normal_(0.0, width**-0.5)
-            module.o.weight.normal_(0.0, inner**-0.5)
+            module.o.weight.normal_(0.0, module.inner_dim**-0.5)
             if module.has_relative_attention_bias:
                 module.relative_attention_bias.weight.normal_(0.0, width**-0.5)
         elif isinstance(module, nn.Linear):

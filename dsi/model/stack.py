@@ -8,6 +8,7 @@ and values moved to the few positions that ask; norms keep less for the backward
 Shape legend: B batch, L keys, T queries of attention, D width, H heads, A width of a head.
 """
 
+import copy
 from typing import Any, cast
 
 import torch
@@ -20,6 +21,7 @@ from transformers.models.t5.modeling_t5 import (
     T5Attention,
     T5Block,
     T5DenseActDense,
+    T5LayerCrossAttention,
     T5LayerNorm,
     T5Stack,
 )
@@ -28,10 +30,18 @@ from dsi.model.dropout import relu_dropped
 
 
 class Stack(T5Stack):
-    """A T5Stack without a cache of keys and values, which training does not use."""
+    """A T5Stack without a cache of keys and values, which training does not use.
 
-    def __init__(self, config: T5Config):
-        super().__init__(config)
+    ``self_heads``: heads of self-attention, where they are not as many as the cross-attention's.
+    """
+
+    def __init__(self, config: T5Config, self_heads: int | None = None):
+        own = copy.copy(config)
+        own.num_heads = self_heads or config.num_heads
+        super().__init__(own)
+        if self_heads is not None and self.is_decoder:
+            for number, block in enumerate(self.block):
+                cast(Any, block).layer[1] = T5LayerCrossAttention(config, layer_idx=number)
         for block in self.block:  # of the same layers; T5Stack makes them itself
             block.__class__ = Block
 

@@ -131,7 +131,7 @@ class CachedDecoder:
         self.place_R: Tensor | None = None  # of a row in the grid; None: every place is taken
         self.cross = list(zip(encoded.keys, encoded.values, strict=True))
         self.mask_D11L, self.bias_HTT = encoded.bias, writer.position_bias(length)
-        shape = (rows, writer.heads, length, writer.head_width)
+        shape = (rows, writer.self_heads, length, writer.head_width)
         empty = encoded.states.new_empty
         self.past = [(empty(shape), empty(shape)) for _ in writer.decoder]
 

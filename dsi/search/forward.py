@@ -92,6 +92,7 @@ class Stacks:
         weight = encoder.embed_tokens.weight
         self.dtype, self.device = dtype or weight.dtype, weight.device
         self.heads, self.head_width = config.num_heads, config.d_kv
+        self.self_heads: int = getattr(config, "self_heads", None) or config.num_heads
         self.epsilon = config.layer_norm_epsilon
         self.gated: bool = config.is_gated_act
         self.activation = encoder.block[0].layer[-1].DenseReluDense.act
@@ -143,7 +144,7 @@ class Stacks:
             fused = _project(_norm(hidden_FD, layer.norm, self.epsilon), layer.qkv)
             fused = _spread(fused, rows, batch * length)
             # (3, B, H, L, A)
-            q, k, v = fused.view(batch, length, 3, self.heads, -1).permute(2, 0, 3, 1, 4)
+            q, k, v = fused.view(batch, length, 3, self.self_heads, -1).permute(2, 0, 3, 1, 4)
             mixed = attention(q, k, v, bias).transpose(1, 2).reshape(batch * length, -1)
             hidden_FD = hidden_FD + _project(mixed if rows is None else mixed[rows], layer.o)
             hidden_FD = hidden_FD + self._feed(hidden_FD, layer)
@@ -169,7 +170,7 @@ class Stacks:
         batch, width = hidden.shape[:2]
         for number, layer in enumerate(self.decoder):
             fused = _project(_norm(hidden, layer.norm, self.epsilon), layer.qkv)
-            q, k, v = fused.view(batch, width, 3, self.heads, -1).permute(2, 0, 3, 1, 4)
+            q, k, v = fused.view(batch, width, 3, self.self_heads, -1).permute(2, 0, 3, 1, 4)
             mixed = past.extend(number, q, k, v).transpose(1, 2).reshape(batch, width, -1)
             hidden = hidden + _project(mixed, layer.o)
             assert layer.cross_norm is not None
@@ -214,7 +215,7 @@ class Inference(Stacks):
     def past(self, batch: int, beams: int, positions: int) -> "Past":
         """Empty room for the self-attention keys and values of one search."""
         slots = 1 + (positions - 1) * beams
-        shape = (len(self.decoder), 2, batch, self.heads, slots, self.head_width)
+        shape = (len(self.decoder), 2, batch, self.self_heads, slots, self.head_width)
         empty = torch.empty(0, dtype=torch.long, device=self.device)
         kept = torch.empty(shape, dtype=self.dtype, device=self.device)
         return Past(kept, self.position_bias(positions), empty)

@@ -7,7 +7,6 @@ import io
 import json
 import os
 import tempfile
-import unicodedata
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import islice, pairwise
@@ -145,21 +144,28 @@ def _room(count: int) -> np.ndarray:
         return np.memmap(file, np.int32, "w+", shape=count)
 
 
-def train_tokenizer(texts: Iterable[str], vocabulary_size: int) -> "PreTrainedTokenizerFast":
+def train_tokenizer(
+    texts: Iterable[str], vocabulary_size: int, drop_punctuation: bool = False
+) -> "PreTrainedTokenizerFast":
     """A Unigram tokenizer (Kudo 2018, T5's kind) trained on ``texts``.
 
     Ids: 0 ``<pad>``, 1 ``</s>``, 2 ``<unk>``, then pieces, then the sentinels of span corruption.
+    ``drop_punctuation``: all but letters and digits is read as a space.
     The pieces are found by sentencepiece with one thread: the trainer of ``tokenizers`` adds
     numbers in the order of a hash map, so two equal runs of it differ.
     """
     import sentencepiece
-    from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers
+    from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers
     from transformers import PreTrainedTokenizerFast
 
+    normalizer: Any = normalizers.NFKC()
+    if drop_punctuation:
+        spaces = normalizers.Replace(Regex(r"[\W_]+"), " ")
+        normalizer = normalizers.Sequence([normalizer, spaces, normalizers.Strip()])
     written = io.BytesIO()
     try:
         sentencepiece.SentencePieceTrainer.train(
-            sentence_iterator=(_cut(unicodedata.normalize("NFKC", text)) for text in texts),
+            sentence_iterator=(_cut(normalizer.normalize_str(text)) for text in texts),
             model_writer=written,
             model_type="unigram",
             vocab_size=vocabulary_size - NUM_SENTINELS,
@@ -185,7 +191,7 @@ def train_tokenizer(texts: Iterable[str], vocabulary_size: int) -> "PreTrainedTo
     ids = range(pieces.get_piece_size())
     vocabulary = [(pieces.id_to_piece(i), float(pieces.get_score(i))) for i in ids]
     tokenizer = Tokenizer(models.Unigram(vocabulary, unk_id=2, byte_fallback=False))
-    tokenizer.normalizer = normalizers.NFKC()
+    tokenizer.normalizer = normalizer
     tokenizer.pre_tokenizer = pre_tokenizers.Metaspace()
     tokenizer.decoder = decoders.Metaspace()
     return PreTrainedTokenizerFast(
