@@ -30,10 +30,9 @@ from dsi.index_folder import read_settings
 from dsi.manifest import verify
 from dsi.model.dsi_model import load_model
 
-
 ORACLE = (
-    "an oracle: it rehearses train queries of later corpora, which DSI++ does not let a method see; "
-    "its figures are an upper bound"
+    "an oracle: it rehearses train queries of later corpora, which DSI++ does not let a method "
+    "see; its figures are an upper bound"
 )
 
 
