@@ -12,7 +12,7 @@ import statistics
 from pathlib import Path
 from typing import Any
 
-from benchmarks.methods import mean, run
+from benchmarks.methods import run
 
 SCHEMES: dict[str, list[str]] = {
     "atomic": ["docids=atomic"],
@@ -47,6 +47,15 @@ def table(results: dict[str, list[tuple[dict[str, Any], dict[str, Any]]]]) -> st
     return "\n".join(lines)
 
 
+def mean(values: list[float | None]) -> str:
+    """Mean and standard deviation in percent."""
+    known = [100 * value for value in values if value is not None]
+    if not known:
+        return ""
+    spread = f" ± {statistics.stdev(known):.1f}" if len(known) > 1 else ""
+    return f"{statistics.mean(known):.1f}{spread}"
+
+
 def main() -> None:
     """Run what is missing and print the table."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0] if __doc__ else None)
@@ -61,6 +70,8 @@ def main() -> None:
         for seed in range(options.seeds):
             settings = list(options.settings)
             matrix = run(options.config, settings, options.out, scheme, SCHEMES[scheme], seed)
+            if matrix is None:
+                raise SystemExit(f"{scheme}, seed {seed}: failed, see {scheme}-s{seed}.log in OUT")
             stages = sorted((options.out / f"{scheme}-s{seed}" / "stages").iterdir())
             how = json.loads((stages[-1] / "decoding.json").read_text("utf-8"))
             results.setdefault(scheme, []).append((matrix, how))

@@ -39,6 +39,7 @@ class BaselineRun:
         self.config, self.folder, self.stream = config, folder, material.stream
         self.accelerator, self.signals = accelerator, Signals(accelerator)
         self.retriever: Retriever = config.baseline.build()
+        self.retriever.seed = config.seed
 
     def load(self, resume: bool = False, accept: Sequence[str] = ()) -> None:
         """Open metrics.jsonl; there is no state to load."""

@@ -3,6 +3,8 @@
 import dataclasses
 import json
 import os
+import subprocess
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -10,8 +12,10 @@ import pytest
 import torch
 from accelerate.state import AcceleratorState
 
-from benchmarks import decoding, end_to_end, generation, learning, scaling, training
+from benchmarks import decoding, end_to_end, generation, learning, methods, scaling, training
 from benchmarks.end_to_end import Stopwatch
+from continual import cli, runs
+from continual.config.loading import load_config
 from dsi.corpus.corpus import read_corpus, read_stream
 from dsi.examples.batches import BatchShape, window_batches
 from tests.ranks import on_two_ranks
@@ -232,6 +236,105 @@ def test_texts_with_docids_of_their_own():
     one = training.Ours(own, training.SIZES["tiny"], 3, 2, "cpu", "no")
     assert one.sizes == [4, 3, 5]
     one.round(1)
+
+
+# --- methods --------------------------------------------------------------------------------------
+
+RATES = {"random": "2e-3,9e-4", "centroid": "2e-3,9e-4", "lexical": "5e-5,1e-5"}
+
+
+def settings_of(name):
+    return {text.partition("=")[0]: text for text in methods.rows(RATES, 128)[name]}
+
+
+def differing(one, other):
+    ours, theirs = settings_of(one), settings_of(other)
+    return {key for key in {**ours, **theirs} if ours.get(key) != theirs.get(key)}
+
+
+def test_rows_differ_in_what_their_names_say():
+    assert len(methods.rows(RATES, 128)) == 2 * 4 * 3 + 2 + 2
+    assert differing("first.none.random", "mixed.none.random") == {"views"}
+    assert differing("mixed.none.random", "mixed.none.centroid") == {"starts"}
+    replay = {"replay.memory", "replay.queries_per_document"}
+    assert differing("mixed.lexical.random", "mixed.learned.random") == replay
+    replay = differing("mixed.none.random", "mixed.oracle.random")
+    assert replay == {"replay", "replay.ratio"}
+    rates = {"starts", "training.learning_rate", "training.later_learning_rate"}
+    assert differing("mixed.oracle.random", "mixed.oracle.lexical") == rates
+    once = {"training.restart", "training.stages", "training.later_learning_rate"}
+    assert differing("mixed.lexical.lexical", "restart.lexical") == once
+    assert settings_of("baseline.projection")["baseline.width"] == "baseline.width=128"
+
+
+@pytest.mark.parametrize("start", ["random", "lexical"])
+def test_every_row_is_a_configuration(start):
+    for name, own in methods.rows(RATES, 128).items():
+        if name.endswith(start):
+            assert load_config(None, [*methods.SHARED, *own]).starts.name == start
+
+
+def test_an_interval_is_students():
+    # worked by hand: mean 4, standard deviation 2, and t of 2 degrees of freedom is 4.3027
+    assert methods.interval([2.0, None, 4.0, 6.0]) == f"4.0 ± {4.302653 * 2 / 3**0.5:.1f}"
+    assert (methods.interval([4.0]), methods.interval([None])) == ("4.0", "")
+
+
+@pytest.fixture
+def made(monkeypatch):
+    """Names of the runs that were made, by this process."""
+    names = []
+
+    def run(command, **options):
+        names.append(next(text[5:] for text in command if text.startswith("name=")))
+        AcceleratorState._reset_state(True)
+        return SimpleNamespace(returncode=cli.main(["train", *command[3:]]))
+
+    monkeypatch.setattr(subprocess, "run", run)
+    monkeypatch.setattr(runs, "_show", lambda folder: None)
+    return names
+
+
+def test_the_table_of_methods(cache, tmp_path, made):
+    scaling.write_stream(tmp_path / "corpus", 2, 12)
+    out, names = tmp_path / "out", ["mixed.lexical.random", "mixed.oracle.random"]
+    refused, names = "mixed.oracle.lexical", [*names, "restart.random", "baseline.bm25"]
+    tiny = ["data.stream=equal", "training.updates=2", "training.updates_per_stage=1"]
+    tiny += ["training.batch_size=4", "tokenizer.vocabulary_size=300", "model.d_model=16"]
+    arguments = ["configs/squad-2k.yaml", "--out", str(out), "--seeds", "2", *tiny]
+    arguments += [f"data.corpus={tmp_path / 'corpus'}", "--rate-lexical=-1,1e-5"]
+    for name in [*names, refused]:
+        arguments += ["--rows", name]
+    found = methods.main(arguments)
+    assert {name[-1] for name in made[:5]} == {"0"} and {name[-1] for name in made[5:]} == {"1"}
+    assert sorted({name[:-3] for name in made}) == sorted([*names, refused]) and len(made) == 10
+    assert json.loads((out / "methods.json").read_text()) == found
+    assert found[refused] == [None, None], "its rate is below zero"
+    assert "| mixed | oracle | lexical | failed |" in (out / "methods.md").read_text()
+    assert [found[name][0]["updates"] for name in names] == [3, 3, 3, 0]
+    assert found["restart.random"][0]["first"] is None
+    lines = (tmp_path / "corpus" / "queries.jsonl").read_text().splitlines()
+    queries = [json.loads(line) for line in lines]
+    size = sum(len(query["text"]) for query in queries if query["_id"].startswith("train")) / 1000
+    assert found["mixed.oracle.random"][0]["kilobytes"] == size
+    assert found["mixed.lexical.random"][0]["kilobytes"] > size
+    assert found["baseline.bm25"][0]["kilobytes"] == 0
+
+    made.clear()
+    assert methods.main(arguments) == found
+    assert made == [f"{refused}-s0", f"{refused}-s1"], "what is finished is read"
+    other = [text for text in arguments if text != "training.updates=2"]
+    assert methods.main(other)["restart.random"] == [None, None], "it has other settings"
+    assert "training.updates" in (out / "restart.random-s0.log").read_text()
+
+
+def test_a_setting_that_tells_rows_apart_is_none_of_the_users(tmp_path):
+    arguments = ["configs/squad-2k.yaml", "--out", str(tmp_path)]
+    for setting in ("starts=lexical", "training.learning_rate=1e-3", "replay.ratio=2"):
+        with pytest.raises(SystemExit, match=setting.partition("=")[0]):
+            methods.main([*arguments, setting])
+    with pytest.raises(SystemExit, match="--rows"):
+        methods.main([*arguments, "--rows", "nothing"])
 
 
 # --- pseudo-queries -------------------------------------------------------------------------------

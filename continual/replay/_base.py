@@ -12,6 +12,9 @@ class Replay(Component):
 
     ratio: float = float("inf")
     """Indexing examples per rehearsed query in stages n > 0; inf: nothing is rehearsed."""
+    is_oracle: bool = False
+    """Rehearses queries that DSI++ does not let a method see, those of later corpora: what it
+    reaches is an upper bound, not a method's result."""
 
     def pools(self, view: StageView) -> list[QueryPool]:
         """The queries of the stage: the same at every call, also in a run that is resumed.

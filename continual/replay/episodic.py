@@ -1,5 +1,7 @@
 """Experience replay of true train queries: DSI++'s cl(.)+epsmem(.)."""
 
+import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Annotated, Literal
 
@@ -34,6 +36,7 @@ class EpisodicReplay(Replay):
     def __init__(self, config: Config):
         super().__init__(config)
         self.ratio = config.ratio
+        self.is_oracle = config.documents != "initial" and not math.isinf(config.ratio)
 
     def pools(self, view: StageView) -> list[QueryPool]:
         """The stored queries as one pool, each query drawn equally often."""
@@ -41,7 +44,12 @@ class EpisodicReplay(Replay):
         if n == 0:
             return []
         corpora = {"initial": [0], "new": [n], "seen": list(range(n + 1))}[self.config.documents]
-        parts = [view.stream.train_queries(o, n) for o in corpora]
-        tokens = Tokens.concatenate([part[0] for part in parts])
-        documents = np.concatenate([part[1] for part in parts])
-        return [QueryPool("episodic", tokens, documents, 1.0)] if len(documents) else []
+        return queries_of(view, corpora)
+
+
+def queries_of(view: StageView, corpora: Sequence[int]) -> list[QueryPool]:
+    """The train queries of some corpora on documents that are there, as one pool."""
+    parts = [view.stream.train_queries(o, view.stage) for o in corpora]
+    tokens = Tokens.concatenate([part[0] for part in parts])
+    documents = np.concatenate([part[1] for part in parts])
+    return [QueryPool("episodic", tokens, documents, 1.0)] if len(documents) else []

@@ -13,6 +13,9 @@ class Retriever(Protocol):
     Shape legend: Q queries, K results.
     """
 
+    seed: int
+    """The run's: set before the first document comes."""
+
     def add(self, documents: np.ndarray, texts: Sequence[str]) -> None:
         """Index documents; one that is there already has a new text."""
         ...
@@ -37,6 +40,9 @@ class Baseline:
     @dataclass(frozen=True)
     class Config:
         """No settings."""
+
+    seed: int = 0
+    """See :class:`Retriever`."""
 
     def __init__(self, config: Any = None):
         self.config: Any = config if config is not None else self.Config()

@@ -60,6 +60,16 @@ def test_it_is_the_same_again_and_on_resume(lab, run, tmp_path):
     assert before == {name: (again / name).read_bytes() for name in names}
 
 
+def test_a_random_baseline_has_the_runs_seed(lab, tmp_path):
+    def found(name, *settings):
+        run = lab.train(
+            "baseline=projection", "baseline.width=4", *settings, output=tmp_path / name
+        )
+        return (run / "stages/02/run.D1.trec").read_text()
+
+    assert found("a") == found("b") != found("c", "seed=1")
+
+
 def test_corpora_are_added_and_documents_removed(lab, tmp_path):
     run = lab.train("method=bm25", output=tmp_path)
     later = lab.write_stream(tmp_path / "later", (4,), first=60)

@@ -145,6 +145,7 @@ def test_no_preset_sees_what_it_may_not(lab, tmp_path, preset):
         settings += ["replay.queries_per_document=2", GENERATOR]
     watcher, leaks = leaks_of(lab, tmp_path, *settings)
     assert leaks == []
+    assert not lab.config(*settings).replay.build().is_oracle
     # D_0's train queries are seen, so the markers can be read; the rest was watched, too
     allowed = lab.marker("train", 0)
     for where in ("batch", "tokenizer"):
@@ -155,10 +156,18 @@ def test_no_preset_sees_what_it_may_not(lab, tmp_path, preset):
 
 
 @pytest.mark.parametrize(
-    ("documents", "corpora"), [("initial", set()), ("new", {1, 2}), ("seen", {1, 2})]
+    ("replay", "corpora"),
+    [
+        (("replay=episodic", "replay.documents=initial"), set()),
+        (("replay=episodic", "replay.documents=new"), {1, 2}),
+        (("replay=episodic", "replay.documents=seen"), {1, 2}),
+        (("replay=oracle",), {1, 2}),
+    ],
 )
-def test_the_watcher_sees_the_oracle(lab, tmp_path, documents, corpora):
-    settings = ("replay.name=episodic", "replay.ratio=0.5", f"replay.documents={documents}")
+def test_the_watcher_sees_the_oracle(lab, tmp_path, replay, corpora):
+    """Who sees queries of later corpora is declared to, and nobody else is."""
+    settings = (*replay, "replay.ratio=0.5")
+    assert lab.config(*settings).replay.build().is_oracle is bool(corpora)
     _, leaks = leaks_of(lab, tmp_path, *settings)
     for corpus in (1, 2):
         found = any(f"batch: {lab.marker('train', corpus)}" in leak for leak in leaks)

@@ -53,6 +53,11 @@ MEMBERS = {
         ("replay.ratio=.inf", "replay.first_stage=0", "replay.stored_queries=0"),
         ("replay.ratio=1", "replay.queries_per_document=2", "replay.first_stage=0.5"),
     ),
+    "replay/oracle": Row(
+        ("replay.ratio=1",),
+        ("replay.ratio=0.5",),
+        extends=("replay=episodic", "replay.documents=seen", "replay.ratio=1"),
+    ),
     "sharpness/sam": Row(("sharpness.rho=0",), ("sharpness.rho=0.2",)),
 }
 FEW = ("training.updates=5", "training.updates_per_stage=4")

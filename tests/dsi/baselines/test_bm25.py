@@ -59,7 +59,7 @@ def test_documents_go_change_and_come():
 def test_many_queries_are_answered_as_one(monkeypatch):
     queries = ["apple", "sky", "red apple pie", "blue"]
     whole = index().search(queries, 2)
-    monkeypatch.setattr("dsi.baselines.bm25.BATCH", 3)
+    monkeypatch.setattr("dsi.baselines._texts.BATCH", 3)
     parts = index().search(queries, 2)
     assert all(np.array_equal(a, b) for a, b in zip(whole, parts, strict=True))
 
