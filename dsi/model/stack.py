@@ -42,8 +42,15 @@ class Stack(T5Stack):
         if self_heads is not None and self.is_decoder:
             for number, block in enumerate(self.block):
                 cast(Any, block).layer[1] = T5LayerCrossAttention(config, layer_idx=number)
+            self.init_weights()  # only what is new; DSIModel would leave its spread to nn.Linear
         for block in self.block:  # of the same layers; T5Stack makes them itself
             block.__class__ = Block
+
+    def _init_weights(self, module: nn.Module) -> None:
+        super()._init_weights(module)
+        if isinstance(module, T5Attention) and module.n_heads != self.config.num_heads:
+            # T5 takes the number of heads from the configuration
+            nn.init.normal_(module.o.weight, 0.0, module.inner_dim**-0.5)
 
     @classmethod
     def is_custom_code(cls) -> bool:
