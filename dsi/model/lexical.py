@@ -118,9 +118,10 @@ def tight_frame(
     energy = energy + 1e-3 * energy.mean().clamp(min=1e-12)  # of tokens that were never seen
     for _ in range(rounds):
         spread = directions.T @ (directions * energy[:, None])
-        values, vectors = torch.linalg.eigh(spread.double())
+        # in float32, three times as fast: no value is used below a thousandth of the mean
+        values, vectors = torch.linalg.eigh(spread)
         values = values.clamp(min=1e-3 * float(values.mean())).rsqrt()
-        directions = directions @ ((vectors * values) @ vectors.T).float()
+        directions = directions @ ((vectors * values) @ vectors.T)
         directions = torch.nn.functional.normalize(directions)
     return directions
 

@@ -26,6 +26,7 @@ from transformers.models.t5.modeling_t5 import (
     T5Stack,
 )
 
+from dsi.model.cross_attention import read, reading_is_less
 from dsi.model.dropout import relu_dropped
 
 
@@ -42,8 +43,15 @@ class Stack(T5Stack):
         if self_heads is not None and self.is_decoder:
             for number, block in enumerate(self.block):
                 cast(Any, block).layer[1] = T5LayerCrossAttention(config, layer_idx=number)
+            self.init_weights()  # only what is new; DSIModel would leave its spread to nn.Linear
         for block in self.block:  # of the same layers; T5Stack makes them itself
             block.__class__ = Block
+
+    def _init_weights(self, module: nn.Module) -> None:
+        super()._init_weights(module)
+        if isinstance(module, T5Attention) and module.n_heads != self.config.num_heads:
+            # T5 takes the number of heads from the configuration
+            nn.init.normal_(module.o.weight, 0.0, module.inner_dim**-0.5)
 
     @classmethod
     def is_custom_code(cls) -> bool:
@@ -154,32 +162,24 @@ def _reading_is_less(attention: T5Attention, hidden: Tensor, source: Tensor) -> 
     """Whether :func:`_read` has fewer multiplications than :func:`_attend`."""
     if type(attention.k) is not nn.Linear or type(attention.v) is not nn.Linear:
         return False  # wrapped: its weight is not all that it computes
-    count, length, width = hidden.shape[1], source.shape[1], source.shape[2]
-    heads, inner = attention.n_heads, attention.inner_dim
-    reading = count * inner * width + heads * count * length * width
-    return reading < length * inner * width + count * length * inner
+    asking = (*hidden.shape[:2], attention.n_heads, attention.key_value_proj_dim)
+    return reading_is_less(asking, source.shape)
 
 
 def _read(
     attention: T5Attention, hidden: Tensor, bias: Tensor | None, dropout: nn.Module, source: Tensor
 ) -> Tensor:
-    """As :func:`_attend`: (q (S K)') (S V) = (((q K') S') S) V for encoder states S (B, L, D)."""
-    batch, count, heads = len(hidden), hidden.shape[1], attention.n_heads
-    width = source.shape[2]
-    k_HAD = attention.k.weight.unflatten(0, (heads, -1))
-    v_HDA = attention.v.weight.unflatten(0, (heads, -1)).transpose(1, 2)
-    # heads first: a product per head, then one per example
-    q_HRA = attention.q(hidden).view(batch * count, heads, -1).transpose(0, 1)
-    q_HBTD = torch.matmul(q_HRA, k_HAD).view(heads, batch, count, width)
-    q_BRD = q_HBTD.permute(1, 0, 2, 3).reshape(batch, heads * count, width)
-    scores_BRL = torch.matmul(q_BRD, source.transpose(1, 2))
-    if bias is not None:
-        scores_BRL = scores_BRL + bias[:, 0]
-    weights = dropout(torch.softmax(scores_BRL, -1)).to(source.dtype)
-    mixed = torch.matmul(weights, source).view(batch, heads, count, width)
-    mixed_HRD = mixed.transpose(0, 1).reshape(heads, batch * count, width)
-    mixed_HRA = torch.matmul(mixed_HRD, v_HDA)
-    return attention.o(mixed_HRA.transpose(0, 1).reshape(batch, count, -1))
+    """As :func:`_attend`, by :func:`dsi.model.cross_attention.read`."""
+
+    def attend(q_BRD: Tensor) -> Tensor:
+        scores_BRL = torch.matmul(q_BRD, source.transpose(1, 2))
+        if bias is not None:
+            scores_BRL = scores_BRL + bias[:, 0]
+        weights = dropout(torch.softmax(scores_BRL, -1)).to(source.dtype)
+        return torch.matmul(weights, source)
+
+    q_BTHA = attention.q(hidden).unflatten(-1, (attention.n_heads, -1))
+    return attention.o(read(q_BTHA, attention.k.weight, attention.v.weight, source, attend))
 
 
 def _norm(norm: T5LayerNorm, hidden: Tensor) -> Tensor:

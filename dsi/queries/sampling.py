@@ -129,7 +129,7 @@ class CachedDecoder:
         self.row_R = torch.arange(rows, device=device)
         self.grid, self.owner_R = (documents, samples), self.row_R // samples
         self.place_R: Tensor | None = None  # of a row in the grid; None: every place is taken
-        self.cross = list(zip(encoded.keys, encoded.values, strict=True))
+        self.cross = [encoded.keys_and_values(layer) for layer in range(len(writer.decoder))]
         self.mask_D11L, self.bias_HTT = encoded.bias, writer.position_bias(length)
         shape = (rows, writer.self_heads, length, writer.head_width)
         empty = encoded.states.new_empty

@@ -3,8 +3,9 @@
 The same numbers as transformers' T5 (and :class:`dsi.model.dsi_model.DSIModel`) in evaluation mode,
 up to rounding, with less work: projections that read one input are one matrix product, the
 encoder's linear layers see no padding, and keys and values of the cross-attention are computed once
-per text. The decoder makes one step at a time (:meth:`Stacks.decode`); how it keeps the past is up
-to the caller: :class:`Past` for beams, :class:`dsi.queries.sampling.CachedDecoder` for samples.
+per text, or not at all where one step is all. The decoder makes one step at a time
+(:meth:`Stacks.decode`); how it keeps the past is up to the caller: :class:`Past` for beams,
+:class:`dsi.queries.sampling.CachedDecoder` for samples, :class:`_OneStep` for atomic docids.
 
 Search: the beams of a query are the query axis of its attention, the first decoder step has one row
 per query, and the self-attention keeps every key where it was written: a beam finds the keys of its
@@ -14,13 +15,14 @@ Shape legend: B texts (queries), L source length, F tokens of the batch without 
 H heads, A head width, I = H x A, K beams, S cached positions x beams, C codes.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 import torch
 from torch import Tensor
 from torch.nn import functional
 
+from dsi.model.cross_attention import read, reading_is_less
 from dsi.model.docid_loss import at_least_float32
 
 if TYPE_CHECKING:
@@ -31,14 +33,15 @@ FEW = 64  # rows of a matrix product, see _project
 
 
 class _Layer(NamedTuple):
-    """One T5 layer's weights; ``cross`` has queries, keys+values and output, absent in encoders."""
+    """One T5 layer's weights; those of ``cross`` are absent in encoders."""
 
     norm: Tensor
     qkv: Tensor
     o: Tensor
     cross_norm: Tensor | None
     cross_q: Tensor | None
-    cross_kv: Tensor | None
+    cross_k: Tensor | None
+    cross_v: Tensor | None
     cross_o: Tensor | None
     ff_norm: Tensor
     wi: Tensor
@@ -49,18 +52,36 @@ class _Layer(NamedTuple):
 class EncodedTexts:
     """What every decoder step reads of B texts.
 
-    ``states`` (B, L, D), ``mask`` bool (B, L); ``keys`` and ``values`` one (B, H, L, A) per layer.
+    ``states`` (B, L, D), zeros where a text is padded; ``mask`` bool (B, L); ``rows`` (F,): the
+    places of the tokens among B x L, None where no text is padded; ``decoder``: the layers that
+    read.
     """
 
     states: Tensor
     mask: Tensor
     bias: Tensor
-    keys: list[Tensor]
-    values: list[Tensor]
+    rows: Tensor | None
+    decoder: "list[_Layer]"
+    heads: int
+    _known: dict[int, tuple[Tensor, Tensor]] = field(default_factory=dict)
+
+    def keys_and_values(self, layer: int) -> tuple[Tensor, Tensor]:
+        """What a decoder layer's cross-attention reads, (B, H, L, A) each; computed once."""
+        if layer not in self._known:
+            cross_k, cross_v = self.decoder[layer].cross_k, self.decoder[layer].cross_v
+            assert cross_k is not None and cross_v is not None
+            batch, length, _ = self.states.shape
+            hidden_FD = self.states.flatten(0, 1)
+            hidden_FD = hidden_FD if self.rows is None else hidden_FD[self.rows]
+            both = _project(hidden_FD, torch.cat([cross_k, cross_v]))
+            both = _spread(both, self.rows, batch * length)
+            k, v = both.view(batch, length, 2, self.heads, -1).permute(2, 0, 3, 1, 4)
+            self._known[layer] = k.contiguous(), v.contiguous()
+        return self._known[layer]
 
     def attend(self, layer: int, q: Tensor) -> Tensor:
         """The cross-attention of a decoder layer, (B, H, K, A) as ``q``."""
-        return attention(q, self.keys[layer], self.values[layer], self.bias)
+        return attention(q, *self.keys_and_values(layer), self.bias)
 
 
 class Reading(Protocol):
@@ -122,7 +143,8 @@ class Stacks:
             self._cast(attended.o.weight),
             self._cast(cross.layer_norm.weight) if cross is not None else None,
             self._cast(other.q.weight) if other is not None else None,
-            self._cast(torch.cat([other.k.weight, other.v.weight])) if other is not None else None,
+            self._cast(other.k.weight) if other is not None else None,
+            self._cast(other.v.weight) if other is not None else None,
             self._cast(other.o.weight) if other is not None else None,
             self._cast(dense.layer_norm.weight),
             self._cast(wi),
@@ -150,25 +172,20 @@ class Stacks:
             hidden_FD = hidden_FD + self._feed(hidden_FD, layer)
         hidden_FD = _norm(hidden_FD, self.encoder_norm, self.epsilon)
         states = _spread(hidden_FD, rows, batch * length)
-        keys, values = [], []
-        for layer in self.decoder:
-            assert layer.cross_kv is not None
-            both = _spread(_project(hidden_FD, layer.cross_kv), rows, batch * length)
-            k, v = both.view(batch, length, 2, self.heads, -1).permute(2, 0, 3, 1, 4)
-            keys.append(k.contiguous())
-            values.append(v.contiguous())
         seen = torch.zeros(mask.shape, dtype=self.dtype, device=mask.device)
         seen = seen.masked_fill(~mask, -torch.inf)[:, None, None, :]
-        return EncodedTexts(states.view(batch, length, -1), mask, seen, keys, values)
+        states = states.view(batch, length, -1)
+        return EncodedTexts(states, mask, seen, rows, self.decoder, self.heads)
 
     @torch.no_grad()
     def decode(self, hidden: Tensor, encoded: Reading, past: Cache) -> Tensor:
         """Decoder states (B, K, D) after the embedded inputs ``hidden`` (B, K, D) of one step.
 
-        They are float32 at least, ready to be scored.
+        They are float32 at least, ready to be scored. Inputs with B = 1 are the same for all texts,
+        and computed once until the first cross-attention.
         """
-        batch, width = hidden.shape[:2]
         for number, layer in enumerate(self.decoder):
+            batch, width = hidden.shape[:2]
             fused = _project(_norm(hidden, layer.norm, self.epsilon), layer.qkv)
             q, k, v = fused.view(batch, width, 3, self.self_heads, -1).permute(2, 0, 3, 1, 4)
             mixed = past.extend(number, q, k, v).transpose(1, 2).reshape(batch, width, -1)
@@ -178,7 +195,7 @@ class Stacks:
             assert layer.cross_o is not None
             q = _project(_norm(hidden, layer.cross_norm, self.epsilon), layer.cross_q)
             q = q.view(batch, width, self.heads, -1).transpose(1, 2)
-            mixed = encoded.attend(number, q).transpose(1, 2).reshape(batch, width, -1)
+            mixed = encoded.attend(number, q).transpose(1, 2).flatten(2)
             hidden = hidden + _project(mixed, layer.cross_o)
             hidden = hidden + self._feed(hidden, layer)
         return _norm(hidden.to(self.decoder_norm.dtype), self.decoder_norm, self.epsilon)
@@ -244,8 +261,37 @@ class Inference(Stacks):
 
         ``encoded``: what :meth:`encode` gave for the same queries.
         """
-        encoded = encoded or self.encode(input_ids, attention_mask)
-        return self.step(None, encoded, self.past(len(input_ids), 1, 1))[:, 0]
+        step = _OneStep(encoded or self.encode(input_ids, attention_mask))
+        return self.decode(self.start[None, None], step, step)[:, 0]
+
+
+@dataclass(frozen=True)
+class _OneStep:
+    """The first step of a decoder, when no other follows: (1, H, 1, A) for all texts or (B, ...).
+
+    Keys and values of the texts are computed only where they are less work than reading the states.
+    """
+
+    encoded: EncodedTexts
+
+    def attend(self, layer: int, q: Tensor) -> Tensor:
+        """See :class:`Reading`; (B, H, 1, A)."""
+        encoded, q_BTHA = self.encoded, q.transpose(1, 2)
+        if not reading_is_less(q_BTHA.shape, encoded.states.shape):
+            return encoded.attend(layer, q.expand(len(encoded.states), -1, -1, -1))
+        k_ID, v_ID = encoded.decoder[layer].cross_k, encoded.decoder[layer].cross_v
+        assert k_ID is not None and v_ID is not None
+        states = encoded.states[:, None]
+
+        def mix(q_BRD: Tensor) -> Tensor:
+            return attention(q_BRD[:, None], states, states, encoded.bias)[:, 0]
+
+        mixed = read(q_BTHA, k_ID, v_ID, encoded.states, mix)
+        return mixed.unflatten(2, q_BTHA.shape[2:]).transpose(1, 2)
+
+    def extend(self, layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        """See :class:`Cache`: there is one key, so attention gives its value."""
+        return v
 
 
 @dataclass

@@ -78,6 +78,8 @@ BAD_SETTINGS = [
     ("model.num_layers=0", "model.num_layers: must be at least 1", ""),
     ("model.num_decoder_layers=0", "model.num_decoder_layers: must be at least 1", ""),
     ("model.num_heads=3", "model.num_heads: must divide model.d_model", ""),
+    ("model.self_heads=0", "model.self_heads: must be at least 1", ""),
+    ("model.self_heads=all", "model.self_heads: expected", "'all'"),
     ("model.embedding_std=-1", "model.embedding_std: must be above 0", ""),
     ("model.dropout=1.5", "model.dropout: must be at most 1", "1.5"),
     ("model.source=folder/t5", "tokenizer.source: the embeddings of", "tokenizer.source=folder/t5"),
@@ -149,6 +151,7 @@ BAD_COMBINATIONS = [
     (("indexing=none", "training.ratio=.inf"), "training.ratio: infinite with indexing: none"),
     (("model.d_model=30", "model.num_heads=4"), "model.num_heads: must divide"),
     (("model.source=x", "tokenizer.source=x", "model.d_ff=512"), "model.d_ff: 'x' has its own"),
+    (("model.source=x", "tokenizer.source=x", "model.self_heads=2"), "model.self_heads: 'x' has"),
     (("replay.ratio=2", "replay=none"), "replay.ratio: unknown key"),
 ]
 

@@ -17,7 +17,14 @@ from transformers import (
 )
 
 from dsi.errors import UserError
-from dsi.model.dsi_model import DSIConfig, DSIModel, from_checkpoint, from_scratch, grown_rows
+from dsi.model.dsi_model import (
+    DSIConfig,
+    DSIModel,
+    from_checkpoint,
+    from_scratch,
+    grown_rows,
+    load_model,
+)
 
 SIZES: dict[str, Any] = dict(
     vocab_size=40, d_model=16, d_kv=8, d_ff=24, num_layers=2, num_heads=2, dropout_rate=0.0
@@ -176,8 +183,10 @@ def test_the_seed_decides_and_global_state_stays():
     assert equal(state(model(seed=3)), state(one))
 
 
-def test_initial_spreads():
-    large = model((400, 300), vocab_size=500, d_model=64, embedding_std=0.5)
+@pytest.mark.parametrize("self_heads", [None, 3])
+def test_initial_spreads(self_heads):
+    sizes = dict(vocab_size=500, d_model=64, embedding_std=0.5, self_heads=self_heads)
+    large = model((400, 300), **sizes)
     expected = {
         "encoder.embed_tokens.weight": 0.5,
         "docids.rows": 64**-0.5,
@@ -185,15 +194,20 @@ def test_initial_spreads():
         "encoder.block.0.layer.0.SelfAttention.q.weight": (64 * 8) ** -0.5,
         "encoder.block.1.layer.1.DenseReluDense.wi.weight": 64**-0.5,
         "decoder.block.0.layer.2.DenseReluDense.wo.weight": 24**-0.5,
+        "decoder.block.0.layer.0.SelfAttention.o.weight": ((self_heads or 2) * 8) ** -0.5,
+        "decoder.block.1.layer.1.EncDecAttention.q.weight": (64 * 8) ** -0.5,
+        "decoder.block.1.layer.1.EncDecAttention.v.weight": 64**-0.5,
+        "decoder.block.1.layer.1.EncDecAttention.o.weight": (2 * 8) ** -0.5,
     }
     for name, spread in expected.items():
         assert float(state(large)[name].std()) == pytest.approx(spread, rel=0.1), name
     assert (large.encoder.final_layer_norm.weight == 1).all()
 
 
+@pytest.mark.parametrize("self_heads", [None, 1, 5])
 @pytest.mark.parametrize("code_sizes", [(7,), (3, 4, 5)])
-def test_saving_keeps_every_bit(code_sizes, tmp_path):
-    ours = model(code_sizes)
+def test_saving_keeps_every_bit(code_sizes, self_heads, tmp_path):
+    ours = model(code_sizes, self_heads=self_heads)
     ours.save_pretrained(tmp_path)
     again = DSIModel.from_pretrained(tmp_path).eval()
     assert equal(state(again), state(ours))
@@ -204,6 +218,44 @@ def test_saving_keeps_every_bit(code_sizes, tmp_path):
     assert isinstance(config, DSIConfig)
     codes = torch.zeros(2, len(code_sizes), dtype=torch.long)
     assert torch.equal(again(INPUTS, MASK, codes), ours(INPUTS, MASK, codes))
+
+
+def test_as_many_heads_of_self_attention_as_named():
+    plain, fewer = model(), model(self_heads=1)
+    shapes = {name: tuple(value.shape) for name, value in fewer.state_dict().items()}
+    for stack in ("encoder", "decoder"):
+        own = f"{stack}.block.1.layer.0.SelfAttention"
+        assert shapes[f"{own}.q.weight"] == (8, 16) and shapes[f"{own}.o.weight"] == (16, 8)
+        first = f"{stack}.block.0.layer.0.SelfAttention.relative_attention_bias.weight"
+        assert shapes[first] == (32, 1)
+    changed = {n for n, v in plain.state_dict().items() if tuple(v.shape) != shapes[n]}
+    assert shapes.keys() == plain.state_dict().keys()
+    assert {name.split(".layer.")[1].split(".")[1] for name in changed} == {"SelfAttention"}
+    # as many as there would be without the setting: the same forward pass
+    same = model(self_heads=2, seed=5)
+    same.load_state_dict(plain.state_dict())
+    codes = torch.tensor([[2], [6]])
+    assert torch.equal(same(INPUTS, MASK, codes), plain(INPUTS, MASK, codes))
+
+
+def test_a_model_saved_without_the_number_of_self_heads(tmp_path):
+    ours = model()
+    ours.save_pretrained(tmp_path)
+    path = tmp_path / "config.json"
+    config = json.loads(path.read_text())
+    config.pop("self_heads", None)
+    path.write_text(json.dumps(config))
+    assert equal(state(load_model(tmp_path)), state(ours))
+
+
+@pytest.mark.parametrize("wrong", [3, 0, "two", 1.5])
+def test_a_wrong_number_of_self_heads_is_one_line(wrong, tmp_path):
+    model(self_heads=1).save_pretrained(tmp_path)
+    path = tmp_path / "config.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), "self_heads": wrong}))
+    with pytest.raises(UserError) as caught:
+        load_model(tmp_path)
+    assert str(tmp_path) in str(caught.value) and "\n" not in str(caught.value)
 
 
 def test_a_copy_shares_its_own_embedding_alone():

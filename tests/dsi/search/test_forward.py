@@ -3,6 +3,7 @@
 import pytest
 import torch
 
+import dsi.search.forward as module
 from dsi.model.dsi_model import from_scratch
 from dsi.search.beam_search import rank_rows
 from dsi.search.forward import Inference
@@ -26,11 +27,13 @@ def setup(**more):
 
 @pytest.mark.parametrize("shared", [False, True])
 @pytest.mark.parametrize("kind", ["relu", "gated-gelu"])
+@pytest.mark.parametrize("self_heads", [None, 2])
 @pytest.mark.parametrize("padded", [False, True])
 @torch.inference_mode()
-def test_states_are_the_models(kind, shared, padded):
+def test_states_are_the_models(kind, shared, padded, self_heads):
     sizes = [6] * 4 if shared else SIZES
     more = {"code_sizes": sizes, "shared_codes": shared, "feed_forward_proj": kind}
+    more["self_heads"] = self_heads
     model, ids, mask, codes_BKT = setup(**more)
     mask = mask if padded else torch.ones_like(mask)
     inference = Inference(model)
@@ -60,11 +63,45 @@ def test_states_are_the_models(kind, shared, padded):
             torch.testing.assert_close(ours, theirs, atol=2e-5, rtol=1e-4)
 
 
+@pytest.mark.parametrize("reads", [True, False])
+@pytest.mark.parametrize("padded", [False, True])
+@pytest.mark.parametrize(
+    "more", [{}, {"feed_forward_proj": "gated-gelu"}, {"self_heads": 1}, {"num_decoder_layers": 1}]
+)
 @torch.inference_mode()
-def test_query_states_are_the_models():
-    model, ids, mask, _ = setup(code_sizes=[11])
+def test_query_states_are_the_models(more, padded, reads, monkeypatch):
+    monkeypatch.setattr(module, "reading_is_less", lambda *_: reads)
+    model, ids, mask, _ = setup(code_sizes=[11], **more)
+    mask[2, :4] = 0  # nothing in front, either
+    mask = mask if padded else torch.ones_like(mask)
     ours = Inference(model).query_states(ids, mask)
     torch.testing.assert_close(ours, model.query_states(ids, mask), atol=2e-5, rtol=1e-4)
+
+
+@torch.inference_mode()
+def test_keys_are_computed_where_they_are_less_work(monkeypatch):
+    model, ids, mask, _ = setup()
+    inference, computed = Inference(model), []
+    real = module.EncodedTexts.keys_and_values
+
+    def counted(encoded, layer):
+        computed.append((layer, layer in encoded._known))
+        return real(encoded, layer)
+
+    monkeypatch.setattr(module.EncodedTexts, "keys_and_values", counted)
+    encoded = inference.encode(ids, mask)
+    states = inference.query_states(ids, mask, encoded)
+    assert computed == []
+    # one token: its states are as wide as its keys and values
+    inference.query_states(ids[:, :1], mask[:, :1])
+    assert {layer for layer, _ in computed} == {1, 2}  # in layer 0 one query asks all texts
+    # the steps of a search share the keys of each layer
+    computed.clear()
+    past = inference.past(4, 1, 4)
+    first = inference.step(None, encoded, past)
+    torch.testing.assert_close(first[:, 0], states, atol=2e-5, rtol=1e-4)
+    inference.step(torch.zeros(4, 1, dtype=torch.long), encoded, past)
+    assert computed == [(0, False), (1, False), (2, False), (0, True), (1, True), (2, True)]
 
 
 @torch.inference_mode()
@@ -78,8 +115,10 @@ def test_padding_changes_nothing():
         torch.testing.assert_close(alone, together, atol=1e-5, rtol=1e-4)
 
 
+@pytest.mark.parametrize("reads", [True, False])
 @torch.inference_mode()
-def test_bfloat16_stays_near():
+def test_bfloat16_stays_near(reads, monkeypatch):
+    monkeypatch.setattr(module, "reading_is_less", lambda *_: reads)
     model, ids, mask, _ = setup()
     exact = Inference(model).query_states(ids, mask)
     rough = Inference(model, torch.bfloat16).query_states(ids, mask)
