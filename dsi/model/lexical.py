@@ -128,9 +128,9 @@ def write_index(model: DSIModel, directions_VD: Tensor, weights_V: np.ndarray) -
     """Make a from-scratch model's state before the first code the unit vector of sum_t w_t g_t.
 
     ``directions_VD`` (V, D - 2): unit vectors. Of the D numbers of a state the first holds log w_t,
-    which the cross-attention's softmax turns into weights, and the second the decoder's own inputs;
-    neither reaches what is scored. Attention and feed-forward layers keep random first weights and
-    get outputs of zero, so that they add nothing until they are trained.
+    which the cross-attention's softmax turns into weights, and the second what takes the decoder's
+    first input away again; neither reaches what is scored. Attention and feed-forward layers keep
+    random first weights and get outputs of zero, so that they add nothing until they are trained.
     """
     width = model.config.d_model
     inner = model.config.d_kv * model.config.num_heads
@@ -150,35 +150,45 @@ def write_index(model: DSIModel, directions_VD: Tensor, weights_V: np.ndarray) -
         projection.weight.view(heads, head_width, width)
         for projection in (attention.q, attention.k)
     )
-    # the normed decoder input is sqrt(D) in its second number: 1 in every head's first query number
+    # the normed decoder input is sqrt(D) in its second number, but for the norm's epsilon: 1 in
+    # every head's first query number
     q_HAD[:, :, 1] = 0.0
     q_HAD[:, 0] = 0.0
-    q_HAD[:, 0, 1] = width**-0.5
+    q_HAD[:, 0, 1] = width**-0.5 / _shrunk(model, START)
     k_HAD[:, 0] = 0.0
     k_HAD[:, 0, 0] = 1.0
     passed = torch.eye(width).to(attention.v.weight)
-    passed[:2] = 0.0
+    passed[0] = 0.0
     attention.v.weight.copy_(passed)
+    # every token's second number is the same, and the weights of a softmax sum to 1
+    std = float(model.config.embedding_std)
+    passed[1, 1] = -START * width**0.5 / _shrunk(model, std)
     attention.o.weight.copy_(passed)
 
 
 def _write_embedding(model: DSIModel, directions_VD: Tensor, weights_V: np.ndarray) -> None:
     """Rows of one length, whose normed first number c_t makes exp(c_t) |rest| proportional to w_t:
-    the less is left for the direction, the more its weight must make up for it."""
+    the less is left for the direction, the more its weight must make up for it. The second is 1."""
     width = model.config.d_model
     embedding = model.encoder.embed_tokens.weight
     logs = np.log(weights_V.astype(np.float64))
     wanted = logs - logs.mean()
     std = float(model.config.embedding_std)
-    shrunk = 1 / (1 + model.config.layer_norm_epsilon / std**2) ** 0.5  # T5's norm, of this length
+    shrunk = _shrunk(model, std)
     number = np.clip(wanted / shrunk, -(width**0.5) / 2, width**0.5 / 2)
     for _ in range(50):  # a contraction: the correction is small and changes slowly
-        number = (wanted - 0.5 * np.log(1 - number**2 / width)) / shrunk
+        number = (wanted - 0.5 * np.log(1 - (1 + number**2) / width)) / shrunk
         number = np.clip(number, -(width**0.5) / 2, width**0.5 / 2)
     rows = torch.zeros(len(directions_VD), width, dtype=torch.float64)
     rows[:, 0] = torch.from_numpy(number)
-    rows[:, 2:] = directions_VD.double() * (width - rows[:, :1].square()).sqrt()
+    rows[:, 1] = 1.0
+    rows[:, 2:] = directions_VD.double() * (width - 1 - rows[:, :1].square()).sqrt()
     embedding[: len(rows)] = (std * rows).to(embedding)
+
+
+def _shrunk(model: DSIModel, spread: float) -> float:
+    """What T5's norm makes of the size 1 of a vector whose numbers have this root mean square."""
+    return (1 + model.config.layer_norm_epsilon / spread**2) ** -0.5
 
 
 def _output_of(layer: Any) -> Any:
