@@ -215,7 +215,7 @@ def document_vectors(weights_NV: sparse.csr_matrix, states_VD: np.ndarray, norm:
 
     ``norm`` 0: as BM25 leaves it, long documents have long rows; 1: unit vectors.
     """
-    found = []
+    found = [np.zeros((0, states_VD.shape[1]), states_VD.dtype)]  # of a stage that only removes
     for start in range(0, weights_NV.shape[0], AT_ONCE):
         sums = weights_NV[start : start + AT_ONCE] @ states_VD
         lengths = np.linalg.norm(sums, axis=1, keepdims=True)

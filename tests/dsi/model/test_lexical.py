@@ -157,6 +157,11 @@ def test_document_vectors_are_sums_of_states_and_as_long_as_asked(monkeypatch, n
     assert np.allclose(np.linalg.norm(found, axis=1), lengths ** (1 - norm))
 
 
+def test_of_no_documents_there_are_no_vectors():
+    found = lexical.document_vectors(sparse.csr_matrix((0, 3)), np.ones((3, 5)), 0.5)
+    assert found.shape == (0, 5)
+
+
 # --- directions -----------------------------------------------------------------------------------
 
 
