@@ -224,8 +224,11 @@ def document_vectors(weights_NV: sparse.csr_matrix, states_VD: np.ndarray, norm:
 
 
 def fitted_scale(scores_QN: Tensor, answers: Tensor) -> float:
-    """The factor on scores at which the cross-entropy of ``answers`` (Q,) is least."""
-    spread = float(scores_QN.std(1).mean().clamp(min=1e-12))
+    """The factor on scores at which the cross-entropy of ``answers`` (Q,) is least; 1 where all
+    documents score the same, or there is only one."""
+    spread = float(scores_QN.std(1).mean()) if scores_QN.shape[1] > 1 else 0.0
+    if spread <= 1e-6 * float(scores_QN.abs().mean()):
+        return 1.0
     factors = torch.logspace(-1.5, 2, 71, dtype=torch.float64) / spread
     losses = [
         float(torch.nn.functional.cross_entropy(scores_QN * float(factor), answers))

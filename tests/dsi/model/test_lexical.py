@@ -283,3 +283,10 @@ def test_the_scale_is_where_the_cross_entropy_is_least(share, size):
     best = math.log(share / (1 - share)) / (2 * size)
     found = lexical.fitted_scale(scores, answers)
     assert abs(math.log10(found / best)) <= 0.025 + 1e-9, "no other of a grid of 0.05 is nearer"
+
+
+@pytest.mark.parametrize(
+    "scores", [[[3.0], [2.0]], [[1.0, 1.0], [2.0, 2.0]], [[0.0, 0.0], [0.0, 0.0]]]
+)
+def test_where_nothing_is_told_apart_the_scale_stays(scores):
+    assert lexical.fitted_scale(torch.tensor(scores), torch.zeros(2, dtype=torch.long)) == 1.0
