@@ -79,7 +79,9 @@ def term_counts(tokens: Tokens, vocabulary: int) -> sparse.csr_matrix:
     """How often every text has every token: (texts, V)."""
     ones = np.ones(int(tokens.offsets[-1]), np.float32)
     shape = (len(tokens), vocabulary)
-    matrix = sparse.csr_matrix((ones, np.asarray(tokens.values), tokens.offsets), shape=shape)
+    # copies: duplicates are summed in place
+    values, offsets = np.array(tokens.values), np.array(tokens.offsets)
+    matrix = sparse.csr_matrix((ones, values, offsets), shape=shape)
     matrix.sum_duplicates()
     return matrix
 

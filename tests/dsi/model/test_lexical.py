@@ -111,8 +111,10 @@ def test_without_queries_the_prior_is_all(strength):
 
 
 def test_counts_of_repeated_tokens():
-    found = lexical.term_counts(Tokens.from_lists([[2, 0, 2, 2], [1]]), 4)
+    tokens = Tokens.from_lists([[2, 0, 2, 2], [1]])
+    found = lexical.term_counts(tokens, 4)
     assert found.toarray().tolist() == [[1, 0, 3, 0], [0, 1, 0, 0]]
+    assert [tokens[0].tolist(), tokens[1].tolist()] == [[2, 0, 2, 2], [1]], "they stay"
 
 
 @pytest.mark.parametrize(("k1", "b"), [(0.9, 0.4), (1.2, 0.75), (0.0, 0.5), (2.0, 0.0), (0.5, 1.0)])
