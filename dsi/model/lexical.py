@@ -10,7 +10,7 @@ Shape legend: V tokens of the vocabulary, D width, N documents, Q queries, H hea
 """
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -46,7 +46,7 @@ class TermStatistics:
     ) -> "TermStatistics":
         """``answers`` (Q,): the place in ``documents`` of the one that each query asks for."""
         counts, asked = term_counts(documents, vocabulary), term_counts(queries, vocabulary)
-        has, asks = counts.astype(bool), asked.astype(bool)
+        has, asks = cast(Any, counts.astype(bool)), asked.astype(bool)
         frequency = _sums(has)
         matched = _sums(asks.multiply(has[answers])) if len(answers) else np.zeros(vocabulary)
         return cls(
@@ -90,7 +90,7 @@ def saturated(counts: sparse.csr_matrix, k1: float, b: float, length: float) -> 
     """BM25's tf / (tf + k1 (1 - b + b * own length / mean length)) of every count."""
     own = np.asarray(counts.sum(1)).ravel()
     found = counts.copy()
-    rows = np.repeat(np.arange(counts.shape[0]), np.diff(counts.indptr))
+    rows = np.repeat(np.arange(len(own)), np.diff(counts.indptr))
     found.data = counts.data / (counts.data + k1 * (1 - b + b * own[rows] / max(length, 1e-9)))
     return found
 
@@ -138,7 +138,7 @@ def write_index(model: DSIModel, directions_VD: Tensor, weights_V: np.ndarray) -
     inner = model.config.d_kv * model.config.num_heads
     assert directions_VD.shape[1] == width - 2 and inner == width
     for stack in (model.encoder, model.decoder):
-        for block in stack.block:
+        for block in cast(Any, stack.block):
             for layer in block.layer:
                 _output_of(layer).weight.zero_()
     _write_embedding(model, directions_VD, weights_V)
@@ -146,7 +146,7 @@ def write_index(model: DSIModel, directions_VD: Tensor, weights_V: np.ndarray) -
     model.docids.start[1] = START * width**0.5
     if len(model.code_sizes) > 1:
         model.docids.inputs[:] = model.docids.start
-    attention: Any = model.decoder.block[0].layer[1].EncDecAttention
+    attention = cast(Any, model.decoder.block[0]).layer[1].EncDecAttention
     heads, head_width = attention.n_heads, attention.key_value_proj_dim
     q_HAD, k_HAD = (
         projection.weight.view(heads, head_width, width)
@@ -218,7 +218,7 @@ def document_vectors(weights_NV: sparse.csr_matrix, states_VD: np.ndarray, norm:
     ``norm`` 0: as BM25 leaves it, long documents have long rows; 1: unit vectors.
     """
     found = [np.zeros((0, states_VD.shape[1]), states_VD.dtype)]  # of a stage that only removes
-    for start in range(0, weights_NV.shape[0], AT_ONCE):
+    for start in range(0, cast(Any, weights_NV).shape[0], AT_ONCE):
         sums = weights_NV[start : start + AT_ONCE] @ states_VD
         lengths = np.linalg.norm(sums, axis=1, keepdims=True)
         found.append(sums / np.maximum(lengths, 1e-12) ** norm)
