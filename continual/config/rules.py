@@ -45,7 +45,13 @@ def _names(config: "RunConfig") -> None:
 
 def _model(config: "RunConfig") -> None:
     model = config.model
+    tokenizer = config.tokenizer
     _require(model.d_model % model.num_heads == 0, "model.num_heads: must divide model.d_model")
+    _require(
+        tokenizer.punctuation == "keep" or tokenizer.source == "train",
+        f"tokenizer.punctuation: {tokenizer.source!r} decides this itself; leave it out, or set "
+        "tokenizer.source: train",
+    )
     if model.source == "scratch":
         return
     own = type(model)(source=model.source, dropout=model.dropout)

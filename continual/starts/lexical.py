@@ -127,7 +127,7 @@ class Lexical(Start):
         counts = lexical.term_counts(tokens, len(view.tokenizer))
         config = self.config
         counts = lexical.saturated(counts, config.k1, config.b, statistics.length)
-        return (counts @ sparse.diags(self._document_weights(statistics))).tocsr()
+        return counts.multiply(self._document_weights(statistics)[None]).tocsr()
 
     @staticmethod
     def _states(view: StageView) -> np.ndarray:

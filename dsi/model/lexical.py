@@ -10,7 +10,7 @@ Shape legend: V tokens of the vocabulary, D width, N documents, Q queries, H hea
 """
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -46,7 +46,7 @@ class TermStatistics:
     ) -> "TermStatistics":
         """``answers`` (Q,): the place in ``documents`` of the one that each query asks for."""
         counts, asked = term_counts(documents, vocabulary), term_counts(queries, vocabulary)
-        has, asks = counts.astype(bool), asked.astype(bool)
+        has, asks = cast(Any, counts.astype(bool)), asked.astype(bool)
         frequency = _sums(has)
         matched = _sums(asks.multiply(has[answers])) if len(answers) else np.zeros(vocabulary)
         return cls(
@@ -79,7 +79,7 @@ def term_counts(tokens: Tokens, vocabulary: int) -> sparse.csr_matrix:
     """How often every text has every token: (texts, V)."""
     ones = np.ones(int(tokens.offsets[-1]), np.float32)
     shape = (len(tokens), vocabulary)
-    # copies: to sum duplicates sorts the arrays in place
+    # copies: duplicates are summed in place
     values, offsets = np.array(tokens.values), np.array(tokens.offsets)
     matrix = sparse.csr_matrix((ones, values, offsets), shape=shape)
     matrix.sum_duplicates()
@@ -90,7 +90,7 @@ def saturated(counts: sparse.csr_matrix, k1: float, b: float, length: float) -> 
     """BM25's tf / (tf + k1 (1 - b + b * own length / mean length)) of every count."""
     own = np.asarray(counts.sum(1)).ravel()
     found = counts.copy()
-    rows = np.repeat(np.arange(counts.shape[0]), np.diff(counts.indptr))
+    rows = np.repeat(np.arange(len(own)), np.diff(counts.indptr))
     found.data = counts.data / (counts.data + k1 * (1 - b + b * own[rows] / max(length, 1e-9)))
     return found
 
@@ -131,15 +131,15 @@ def write_index(model: DSIModel, directions_VD: Tensor, weights_V: np.ndarray) -
     """Make a from-scratch model's state before the first code the unit vector of sum_t w_t g_t.
 
     ``directions_VD`` (V, D - 2): unit vectors. Of the D numbers of a state the first holds log w_t,
-    which the cross-attention's softmax turns into weights, and the second the decoder's own inputs;
-    neither reaches what is scored. Attention and feed-forward layers keep random first weights and
-    get outputs of zero, so that they add nothing until they are trained.
+    which the cross-attention's softmax turns into weights, and the second what takes the decoder's
+    first input away again; neither reaches what is scored. Attention and feed-forward layers keep
+    random first weights and get outputs of zero, so that they add nothing until they are trained.
     """
     width = model.config.d_model
     inner = model.config.d_kv * model.config.num_heads
     assert directions_VD.shape[1] == width - 2 and inner == width
     for stack in (model.encoder, model.decoder):
-        for block in stack.block:
+        for block in cast(Any, stack.block):
             for layer in block.layer:
                 _output_of(layer).weight.zero_()
     _write_embedding(model, directions_VD, weights_V)
@@ -147,41 +147,51 @@ def write_index(model: DSIModel, directions_VD: Tensor, weights_V: np.ndarray) -
     model.docids.start[1] = START * width**0.5
     if len(model.code_sizes) > 1:
         model.docids.inputs[:] = model.docids.start
-    attention: Any = model.decoder.block[0].layer[1].EncDecAttention
+    attention = cast(Any, model.decoder.block[0]).layer[1].EncDecAttention
     heads, head_width = attention.n_heads, attention.key_value_proj_dim
     q_HAD, k_HAD = (
         projection.weight.view(heads, head_width, width)
         for projection in (attention.q, attention.k)
     )
-    # the normed decoder input is sqrt(D) in its second number: 1 in every head's first query number
+    # the normed decoder input is sqrt(D) in its second number, but for the norm's epsilon: 1 in
+    # every head's first query number
     q_HAD[:, :, 1] = 0.0
     q_HAD[:, 0] = 0.0
-    q_HAD[:, 0, 1] = width**-0.5
+    q_HAD[:, 0, 1] = width**-0.5 / _shrunk(model, START)
     k_HAD[:, 0] = 0.0
     k_HAD[:, 0, 0] = 1.0
     passed = torch.eye(width).to(attention.v.weight)
-    passed[:2] = 0.0
+    passed[0] = 0.0
     attention.v.weight.copy_(passed)
+    # every token's second number is the same, and the weights of a softmax sum to 1
+    std = float(model.config.embedding_std)
+    passed[1, 1] = -START * width**0.5 / _shrunk(model, std)
     attention.o.weight.copy_(passed)
 
 
 def _write_embedding(model: DSIModel, directions_VD: Tensor, weights_V: np.ndarray) -> None:
     """Rows of one length, whose normed first number c_t makes exp(c_t) |rest| proportional to w_t:
-    the less is left for the direction, the more its weight must make up for it."""
+    the less is left for the direction, the more its weight must make up for it. The second is 1."""
     width = model.config.d_model
     embedding = model.encoder.embed_tokens.weight
     logs = np.log(weights_V.astype(np.float64))
     wanted = logs - logs.mean()
     std = float(model.config.embedding_std)
-    shrunk = 1 / (1 + model.config.layer_norm_epsilon / std**2) ** 0.5  # T5's norm, of this length
+    shrunk = _shrunk(model, std)
     number = np.clip(wanted / shrunk, -(width**0.5) / 2, width**0.5 / 2)
     for _ in range(50):  # a contraction: the correction is small and changes slowly
-        number = (wanted - 0.5 * np.log(1 - number**2 / width)) / shrunk
+        number = (wanted - 0.5 * np.log(1 - (1 + number**2) / width)) / shrunk
         number = np.clip(number, -(width**0.5) / 2, width**0.5 / 2)
     rows = torch.zeros(len(directions_VD), width, dtype=torch.float64)
     rows[:, 0] = torch.from_numpy(number)
-    rows[:, 2:] = directions_VD.double() * (width - rows[:, :1].square()).sqrt()
+    rows[:, 1] = 1.0
+    rows[:, 2:] = directions_VD.double() * (width - 1 - rows[:, :1].square()).sqrt()
     embedding[: len(rows)] = (std * rows).to(embedding)
+
+
+def _shrunk(model: DSIModel, spread: float) -> float:
+    """What T5's norm makes of the size 1 of a vector whose numbers have this root mean square."""
+    return (1 + model.config.layer_norm_epsilon / spread**2) ** -0.5
 
 
 def _output_of(layer: Any) -> Any:
@@ -208,8 +218,8 @@ def document_vectors(weights_NV: sparse.csr_matrix, states_VD: np.ndarray, norm:
 
     ``norm`` 0: as BM25 leaves it, long documents have long rows; 1: unit vectors.
     """
-    found = []
-    for start in range(0, weights_NV.shape[0], AT_ONCE):
+    found = [np.zeros((0, states_VD.shape[1]), states_VD.dtype)]  # of a stage that only removes
+    for start in range(0, cast(Any, weights_NV).shape[0], AT_ONCE):
         sums = weights_NV[start : start + AT_ONCE] @ states_VD
         lengths = np.linalg.norm(sums, axis=1, keepdims=True)
         found.append(sums / np.maximum(lengths, 1e-12) ** norm)
@@ -217,8 +227,11 @@ def document_vectors(weights_NV: sparse.csr_matrix, states_VD: np.ndarray, norm:
 
 
 def fitted_scale(scores_QN: Tensor, answers: Tensor) -> float:
-    """The factor on scores at which the cross-entropy of ``answers`` (Q,) is least."""
-    spread = float(scores_QN.std(1).mean().clamp(min=1e-12))
+    """The factor on scores at which the cross-entropy of ``answers`` (Q,) is least; 1 where all
+    documents score the same, or there is only one."""
+    spread = float(scores_QN.std(1).mean()) if scores_QN.shape[1] > 1 else 0.0
+    if spread <= 1e-6 * float(scores_QN.abs().mean()):
+        return 1.0
     factors = torch.logspace(-1.5, 2, 71, dtype=torch.float64) / spread
     losses = [
         float(torch.nn.functional.cross_entropy(scores_QN * float(factor), answers))

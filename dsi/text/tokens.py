@@ -7,8 +7,10 @@ import io
 import json
 import os
 import tempfile
+import unicodedata
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from itertools import islice, pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -158,14 +160,17 @@ def train_tokenizer(
     from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers
     from transformers import PreTrainedTokenizerFast
 
+    # not by tokenizers, which knows another version of Unicode: the pieces would be others
+    normalized = partial(unicodedata.normalize, "NFKC")
     normalizer: Any = normalizers.NFKC()
     if drop_punctuation:
         spaces = normalizers.Replace(Regex(r"[\W_]+"), " ")
         normalizer = normalizers.Sequence([normalizer, spaces, normalizers.Strip()])
+        normalized = normalizer.normalize_str
     written = io.BytesIO()
     try:
         sentencepiece.SentencePieceTrainer.train(
-            sentence_iterator=(_cut(normalizer.normalize_str(text)) for text in texts),
+            sentence_iterator=(_cut(normalized(text)) for text in texts),
             model_writer=written,
             model_type="unigram",
             vocab_size=vocabulary_size - NUM_SENTINELS,

@@ -59,6 +59,12 @@ MEMBERS = {
         extends=("replay=episodic", "replay.documents=seen", "replay.ratio=1"),
     ),
     "sharpness/sam": Row(("sharpness.rho=0",), ("sharpness.rho=0.2",)),
+    # no setting of it is plain training; where a word counts once, no length matters
+    "starts/lexical": Row(
+        ("starts.k1=0", "starts.b=1"),
+        ("starts.k1=1.5", "starts.strength=3", "starts.rounds=2"),
+        extends=("starts=lexical", "starts.k1=0", "starts.b=0"),
+    ),
 }
 FEW = ("training.updates=5", "training.updates_per_stage=4")
 FAMILIES = [axis for axis in BASES if axis not in ("docids", "sharpness", "baseline")]

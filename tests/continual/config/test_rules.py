@@ -24,6 +24,21 @@ ROOT = ("training.schedule=inverse_sqrt", "training.updates=400", "training.upda
         ((*SEMANTIC, "docids.k=1"), "docids.k: must be at least 2"),
         ((*SEMANTIC, "docids.embedding.source=bert"), "docids.embedding.source: 'bert' is not one"),
         (("docids=title", "docids.max_length=0"), "docids.max_length: "),
+        (
+            ("tokenizer.punctuation=drop", "tokenizer.source=folder"),
+            "tokenizer.punctuation: 'folder' decides this itself; leave it out, or set "
+            "tokenizer.source: train",
+        ),
+        (
+            ("starts=lexical", "docids=naive"),
+            "docids.name: starts: lexical needs one row per document; set docids: atomic, or "
+            "starts: random",
+        ),
+        (
+            ("starts=lexical", "model.source=folder", "tokenizer.source=folder"),
+            "model.source: starts: lexical writes a model of its own; set model.source: scratch, "
+            "or starts: random",
+        ),
     ],
 )
 def test_what_does_not_go_together_names_its_key(settings, start):
@@ -43,6 +58,10 @@ def test_what_does_not_go_together_names_its_key(settings, start):
         (*ROOT[1:], "training.warmup=0"),
         (*SEMANTIC, "docids.embedding.updates=99"),
         (*SEMANTIC, "docids.embedding.source=tfidf", "docids.embedding.updates=100"),
+        ("tokenizer.punctuation=drop",),
+        ("tokenizer.source=folder",),
+        ("starts=lexical", "tokenizer.source=folder"),
+        ("starts=random", "docids=naive", "model.source=folder", "tokenizer.source=folder"),
     ],
 )
 def test_what_goes_together_passes(settings):

@@ -12,6 +12,8 @@ from transformers import T5Config, T5ForConditionalGeneration
 from continual.run.material import make_model, prepare, read_parts
 from dsi.corpus.corpus import read_corpus
 from dsi.errors import UserError
+from dsi.index import SearchIndex
+from dsi.text.tokens import prompt_ids
 
 
 @pytest.fixture
@@ -69,11 +71,50 @@ def test_the_tokenizer_is_made_of_the_first_corpus_alone(lab, tmp_path, monkeypa
     assert trained(write("first-queries", "queries.jsonl", add_text(train))) != plain
 
 
-@pytest.mark.parametrize("setting", ["data.title=false", "tokenizer.vocabulary_size=150"])
+@pytest.mark.parametrize(
+    "setting",
+    ["data.title=false", "tokenizer.vocabulary_size=150", "tokenizer.punctuation=drop"],
+)
 def test_the_tokenizer_follows_the_settings(lab, tmp_path, monkeypatch, setting):
     folder = lab.write_stream(tmp_path / "corpus")
     one = tokenizer_bytes(lab, monkeypatch, folder)
     assert tokenizer_bytes(lab, monkeypatch, folder, setting) != one
+
+
+def test_tokenizers_with_and_without_punctuation_are_kept_apart(lab, tmp_path, monkeypatch, write):
+    """In one cache, with the tokens of both."""
+
+    def change(line):
+        return {**line, "text": f'{line["text"]}. the, shock", shock!'}
+
+    monkeypatch.setenv("DSI_CACHE", str(tmp_path / "cache"))
+    folder = write("spoken", "corpus.jsonl", change)
+    found = {}
+    for how in ("keep", "drop", "keep", "drop"):
+        made = prepare(lab.config(f"data.corpus={folder}", f"tokenizer.punctuation={how}"))
+        values = made.stream.tokens.values.tolist()
+        assert found.setdefault(how, values) == values
+        two, one = (prompt_ids(made.tokenizer, text) for text in ('shock",', "shock"))
+        assert (two.tolist() == one.tolist()) == (how == "drop")
+    assert found["keep"] != found["drop"]
+    assert len(list((tmp_path / "cache" / "tokenizers").iterdir())) == 2
+
+
+def test_what_is_asked_of_a_saved_index_has_no_punctuation_either(lab):
+    run = lab.kept("tokenizer.punctuation=drop")
+    query = lab.per_query(run, 1)[0]["text"]
+    spoken = f'"{query.replace(" ", ", ")}"?!'
+    assert spoken != query
+    for folder in (run, run / "stages" / "00"):
+        index = SearchIndex.load(folder)
+        scores = [
+            [(result.document_id, result.score) for result in index.search(text, 5)]
+            for text in (query, spoken)
+        ]
+        assert scores[0] == scores[1] and len(scores[0]) == 5
+    kept = SearchIndex.load(lab.kept())
+    one, other = (kept.search(text, 5)[0].score for text in (query, spoken))
+    assert one != other
 
 
 def test_the_tokenizer_follows_what_the_first_corpus_is(lab):

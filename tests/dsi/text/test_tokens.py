@@ -66,6 +66,24 @@ def test_the_trainer_is_not_given_words_without_end(monkeypatch):
     assert max(len(word) for text in given for word in text.split()) == 1000
 
 
+@pytest.mark.parametrize(
+    ("drop", "expected"),
+    [(False, ["a whale, \u4ee4\u548c", "fish"]), (True, ["a whale", "fish"])],
+)
+def test_the_trainer_is_given_normalised_texts(monkeypatch, drop, expected):
+    """By Python, where punctuation is kept: tokenizers does not know this character of 2019."""
+    given = []
+
+    def train(sentence_iterator, **_):
+        given.extend(sentence_iterator)
+        raise RuntimeError
+
+    monkeypatch.setattr("sentencepiece.SentencePieceTrainer.train", train)
+    with pytest.raises(UserError):
+        train_tokenizer(["a whale, \u32ff", "\ufb01sh"], 200, drop)
+    assert given == expected
+
+
 def test_a_prompt_is_as_long_as_a_query_at_most(tokenizer):
     assert len(prompt_ids(tokenizer, "whale " * 400)) <= 512
     with pytest.raises(UserError, match=r"^prompts\.retrieval: \d+ tokens, at most 512 are read"):
@@ -175,6 +193,89 @@ def test_too_small_a_vocabulary_is_one_line(texts, size):
     with pytest.raises(UserError, match=r"^tokenizer\.vocabulary_size: .+") as caught:
         train_tokenizer(texts, size)
     assert "\n" not in str(caught.value)
+
+
+# --- without punctuation --------------------------------------------------------------------------
+
+SPOKEN = [
+    "the shock, \"shock\" of a whale's tail; don't (ever) touch u.s. harbours!",
+    "हिन्दी नमस्ते, القَمَر cafe\u0301 ภาษาไทยที่ดี 日本語、です。 5,000",
+]
+
+
+@pytest.fixture(scope="module")
+def plain():
+    """Drops punctuation."""
+    return train_tokenizer(SPOKEN * 3 + sentences(0), 300, True)
+
+
+def ids(tokenizer, text):
+    return tokenize(tokenizer, [text])[0].tolist()
+
+
+@pytest.mark.parametrize(
+    ("text", "same"),
+    [
+        ('shock",', "shock"),
+        ('"shock"', "shock"),
+        ("(shock)\n", "shock"),
+        ("  shock  \t whale...", "shock whale"),
+        ("don't", "don t"),
+        ("don\u2019t", "don t"),
+        ("u.s.", "u s"),
+        ("the_shock-tail/whale", "the shock tail whale"),
+        ("5,000", "5 000"),
+        ("日本語、です。", "日本語 です"),
+        ("\u00bfshock?", "shock"),
+        ("\uff53\uff48\uff4f\uff43\uff4b\uff01", "shock"),  # full-width letters and mark
+    ],
+)
+def test_a_word_is_the_same_beside_punctuation(plain, text, same):
+    assert ids(plain, text) == ids(plain, same)
+    assert plain.decode(ids(plain, text)) == same
+
+
+@pytest.mark.parametrize(
+    ("text", "other"),
+    [("don't", "dont"), ("u.s.", "us"), ("5,000", "5000"), ("shock tail", "shocktail")],
+)
+def test_what_punctuation_parts_stays_apart(plain, text, other):
+    assert ids(plain, text) != ids(plain, other)
+
+
+@pytest.mark.parametrize(
+    "word", ["हिन्दी", "नमस्ते", "القَمَر", "caf\u00e9", "ภาษาไทยที่ดี", "日本語", "5", "whale"]
+)
+def test_letters_marks_and_digits_of_any_script_stay(plain, word):
+    assert plain.decode(ids(plain, word)) == word
+    assert plain.unk_token_id not in ids(plain, word)
+
+
+def test_marks_stay_with_letters_that_no_letter_holds_together(plain):
+    backend = plain.backend_tokenizer.normalizer
+    for word in ("q\u0303a", "שָׁלוֹם", "हिन्दी", "القَمَر"):
+        assert backend.normalize_str(f"({word})") == word
+
+
+@pytest.mark.parametrize("text", ["?!", "... -- _", "\u3001\u3002", "", " "])
+def test_a_text_of_punctuation_alone_is_one_unknown_token(plain, text):
+    assert ids(plain, text) == [plain.unk_token_id]
+
+
+def test_no_piece_has_punctuation(plain):
+    known = "".join(pieces(plain)).replace("▁", "")
+    assert not set(known) & set("'\"(),.;:!?_-、。") and "k" in known
+
+
+def test_one_that_drops_punctuation_is_saved_and_is_another(plain, tmp_path):
+    plain.save_pretrained(tmp_path)
+    again = load_tokenizer(tmp_path)
+    texts = [*SPOKEN, 'shock",', "?!", "u.s."]
+    assert np.array_equal(tokenize(again, texts).values, tokenize(plain, texts).values)
+    assert tokenizer_fingerprint(again) == tokenizer_fingerprint(plain)
+    kept = train_tokenizer(SPOKEN * 3 + sentences(0), 300)
+    assert tokenizer_fingerprint(kept) != tokenizer_fingerprint(plain)
+    assert ids(kept, 'shock",') != ids(kept, "shock")
 
 
 # --- texts to ids ---------------------------------------------------------------------------------
