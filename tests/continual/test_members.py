@@ -54,6 +54,9 @@ MEMBERS = {
         ("replay.ratio=1", "replay.queries_per_document=2", "replay.first_stage=0.5"),
     ),
     "sharpness/sam": Row(("sharpness.rho=0",), ("sharpness.rho=0.2",)),
+    "starts/centroid": Row(
+        ("data.stream=one",), ("starts.queries=3",), extends=("data.stream=one",)
+    ),
 }
 FEW = ("training.updates=5", "training.updates_per_stage=4")
 FAMILIES = [axis for axis in BASES if axis not in ("docids", "sharpness", "baseline")]
