@@ -4,7 +4,7 @@
 
 A row is VIEWS.REPLAY.START, for instance mixed.lexical.random; restart.START trains once, on all
 documents, with the updates of all stages; baseline.NAME trains nothing. All have one shape of
-model, tokenizer, corpus and number of updates; only the learning rate belongs to the start. Runs
+model, tokenizer, corpus and number of updates; learning rate and trained parts belong to the start. Runs
 that are finished are read, not repeated: seed 0 of every row comes first, so a table that was cut
 off is balanced. ``--rows 'mixed.*'`` takes some rows. The table goes to OUT/methods.md, with what
 is behind it in OUT/methods.json.
@@ -40,7 +40,16 @@ REPLAY = {
 }
 STARTS = ("random", "centroid", "lexical")
 # of all rows that train: cl(U_n), how often documents are drawn, D_0's queries in stage 0
-SHARED = ["indexing=seen", "sampling.new=0.2", "sampling.balance=0.5", "training.ratio=0.8"]
+SHARED = [
+    "method=cl_seen",
+    "indexing=seen",
+    "sampling.new=0.2",
+    "sampling.balance=0.5",
+    "training.ratio=0.8",
+]
+# how a start is trained belongs to it: a born index is lost where whole layers move (parameters:
+# tables), a random one learns nothing where they do not
+TRAINED = {"random": "full", "centroid": "full", "lexical": "tables"}
 RESTART = ["training.restart=true", "training.stages=last"]
 RESTART_RATE = "7e-4"  # of the random start: with so many documents at once 2e-3 is too much
 COLUMNS = {
@@ -63,11 +72,12 @@ def rows(rates: dict[str, str], width: int) -> dict[str, list[str]]:
             for start in STARTS:
                 first, later = rates[start].split(",")
                 pace = [f"training.learning_rate={first}", f"training.later_learning_rate={later}"]
-                own = [*seen, *rehearsed, f"starts={start}", *pace]
+                own = [*seen, *rehearsed, f"starts={start}", f"parameters={TRAINED[start]}", *pace]
                 found[f"{views}.{replay}.{start}"] = own
     for start in ("random", "lexical"):
         rate = RESTART_RATE if start == "random" else rates[start].split(",")[0]
         own = [*RESTART, *VIEWS["mixed"], *REPLAY["lexical"], f"starts={start}"]
+        own += [f"parameters={TRAINED[start]}"]
         found[f"restart.{start}"] = [*own, f"training.learning_rate={rate}"]
     found["baseline.bm25"] = ["baseline=bm25"]
     found["baseline.projection"] = ["baseline=projection", f"baseline.width={width}"]
@@ -215,7 +225,7 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     )
     both = "peak rates of stage 0 and of later stages"
     parser.add_argument("--rate-random", default="2e-3,9e-4", help=f"{both}; of centroid, too")
-    parser.add_argument("--rate-lexical", default="5e-5,1e-5", help=both)
+    parser.add_argument("--rate-lexical", default="1e-4,2e-5", help=both)
     return parser.parse_intermixed_args(arguments)
 
 

@@ -12,9 +12,8 @@ from torch import Tensor
 
 from continual.parameters.docid_rows import DocidRows
 from continual.stream.view import StageView
-from dsi.search.forward import Inference
 from dsi.settings import FINITE, Count, NotNegative, Settings, Share
-from dsi.text.tokens import Tokens, pad_id, padded_tensors, prompt_ids, slices
+from dsi.text.tokens import Tokens, prompt_ids, slices
 
 ROWS, MEANS = "docids.rows", "queries/docids.rows"
 AT_ONCE = 256  # documents that are solved for together; the next ones find them among the old
@@ -95,7 +94,6 @@ class IncrementalRows(DocidRows):
         codes = torch.from_numpy(view.codes_NT[documents, 0])
         return codes.long().to(view.model.docids.rows.device)
 
-    @torch.no_grad()
     def _states(self, view: StageView, documents: np.ndarray) -> tuple[Tensor, Tensor]:
         """Decoder states (Q, D) of documents' texts and whose they are (Q,)."""
         config, own = view.config, view.stream.tokens_at(view.stage)
@@ -116,14 +114,8 @@ class IncrementalRows(DocidRows):
         place = np.arange(len(order)) - np.searchsorted(numbers[order], numbers[order])
         chosen = order[place < self.config.queries]
         chosen = chosen[np.argsort(tokens.lengths_of(chosen), kind="stable")]
-        inference, pad = Inference(view.model), pad_id(view.tokenizer)
-        found, size = [], config.evaluation.batch_size
-        for start in range(0, len(chosen), size):
-            rows = chosen[start : start + size]
-            found.append(
-                inference.query_states(*padded_tensors(tokens, rows, pad, inference.device))
-            )
-        return torch.cat(found), torch.from_numpy(numbers[chosen]).to(inference.device)
+        states = view.states(tokens, chosen)
+        return states, torch.from_numpy(numbers[chosen]).to(states.device)
 
 
 def solve(

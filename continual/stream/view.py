@@ -15,7 +15,8 @@ from continual.stream.stream import Stream
 from dsi.examples.batches import Batch, collate
 from dsi.examples.sources import Examples
 from dsi.model.dsi_model import DSIModel, follow_rows
-from dsi.text.tokens import Tokens, pad_id, prompt_ids, slices
+from dsi.search.forward import Inference
+from dsi.text.tokens import Tokens, pad_id, padded_tensors, prompt_ids, slices
 
 if TYPE_CHECKING:
     from continual.config.schema import RunConfig
@@ -140,6 +141,20 @@ class StageView:
         for start in range(0, len(documents), size):
             rows = np.arange(start, min(start + size, len(documents)))
             yield collate(examples, rows, pad_id(self.tokenizer))
+
+    def states(self, tokens: Tokens, rows: np.ndarray) -> Tensor:
+        """The decoder's states before the first code (Q, D) of the texts at ``rows``, in their
+        order and without a graph.
+
+        Read ``evaluation.batch_size`` at a time, so neighbours had better be of one length.
+        """
+        inference, pad = Inference(self.model), pad_id(self.tokenizer)
+        found, size = [], self.config.evaluation.batch_size
+        for start in range(0, len(rows), size):
+            batch = rows[start : start + size]
+            read = padded_tensors(tokens, batch, pad, inference.device)
+            found.append(inference.query_states(*read))
+        return torch.cat(found)
 
     def losses(self, batch: Batch) -> Tensor:
         """Cross-entropy per example (B,), summed over its docid, with its graph."""

@@ -30,6 +30,7 @@ class Row:
 
 MEMBERS = {
     "merging/average": Row(("merging.new=1",), ("merging.new=0.4",)),
+    "merging/guard": Row(("merging.steps=0",), ("merging.steps=3",)),
     "merging/soup": Row(("merging.decay=0",), ("merging.decay=0.8",)),
     "parameters/docid_rows": Row(("data.stream=one",), (), extends=("data.stream=one",)),
     "parameters/incremental_rows": Row(
@@ -37,6 +38,10 @@ MEMBERS = {
     ),
     "parameters/lora": Row(
         ("parameters.r=0",), ("parameters.r=2",), extends=("parameters=docid_rows",)
+    ),
+    # nothing but how much moves tells it from full training
+    "parameters/tables": Row(
+        ("training.learning_rate=1e-30",), (), extends=("training.learning_rate=1e-30",)
     ),
     "regularizer/ewc": Row(
         ("regularizer.weight=0",),
@@ -59,6 +64,9 @@ MEMBERS = {
         extends=("replay=episodic", "replay.documents=seen", "replay.ratio=1"),
     ),
     "sharpness/sam": Row(("sharpness.rho=0",), ("sharpness.rho=0.2",)),
+    "starts/centroid": Row(
+        ("data.stream=one",), ("starts.queries=3",), extends=("data.stream=one",)
+    ),
     # no setting of it is plain training; where a word counts once, no length matters
     "starts/lexical": Row(
         ("starts.k1=0", "starts.b=1"),
