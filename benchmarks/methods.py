@@ -4,7 +4,7 @@
 
 A row is VIEWS.REPLAY.START, for instance mixed.lexical.random; restart.START trains once, on all
 documents, with the updates of all stages; baseline.NAME trains nothing. All have one shape of
-model, tokenizer, corpus and number of updates; learning rate and trained parts belong to the start. Runs
+model, tokenizer, corpus and number of updates; rates and trained parts belong to the start. Runs
 that are finished are read, not repeated: seed 0 of every row comes first, so a table that was cut
 off is balanced. ``--rows 'mixed.*'`` takes some rows. The table goes to OUT/methods.md, with what
 is behind it in OUT/methods.json.

@@ -295,6 +295,7 @@ def _decoding_lines(scheme: str, how: Mapping[str, Any]) -> list[str]:
 def report(folders: list[Path], out: Path | None = None) -> list[str]:
     """Figures of each run, and of several side by side; returns lines to print."""
     from continual.report.figures import comparison, save_figures
+    from continual.report.summary import summary
 
     matrices: dict[str, Any] = {}
     folders = list(dict.fromkeys(folders))
@@ -306,23 +307,36 @@ def report(folders: list[Path], out: Path | None = None) -> list[str]:
         name = short if short not in matrices else str(folder)
         matrices[name] = directory.read_matrix(path)
     # all is read before anything is drawn
+    several = len(folders) > 1
     tables = [
-        _tables(folder, matrices[name]) for folder, name in zip(folders, matrices, strict=True)
+        _remarks(folder, name) if several else _tables(folder, matrices[name])
+        for folder, name in zip(folders, matrices, strict=True)
     ]
+    table = summary(folders, matrices) if several else []
     shared = out or folders[0] / "figures"
     try:
         shared.mkdir(parents=True, exist_ok=True)
     except (OSError, ValueError) as error:
         raise UserError(f"{shared}: cannot be made ({error}); choose another --out") from error
     lines = []
-    for folder, table, (name, matrix) in zip(folders, tables, matrices.items(), strict=True):
+    for folder, own, (name, matrix) in zip(folders, tables, matrices.items(), strict=True):
         target = out / name.replace("/", "_") if out else folder / "figures"
-        lines += [name, *table, *(f"figure: {path}" for path in save_figures(matrix, target))]
-    if len(folders) > 1:
+        paths = save_figures(matrix, target)
+        lines += own if several else [name, *own, *(f"figure: {path}" for path in paths)]
+    if several:
         path = shared / "comparison.png"
         comparison(matrices, "hits@10").savefig(path, dpi=150)
-        lines.append(f"figure: {path}")
+        lines += [*table, "", f"figure: {path}"]
     return lines
+
+
+def _remarks(folder: Path, name: str) -> list[str]:
+    """What has to be said of a run beside others."""
+    verify(folder, "timing.json")
+    with suppress(UserError, OSError):  # what needs a plugin says nothing of itself here
+        if _is_oracle(read_resolved(folder / "config.yaml")):
+            return [f"{name}: {ORACLE}"]
+    return []
 
 
 def _is_oracle(config: RunConfig) -> bool:

@@ -229,7 +229,10 @@ def _choice(axis: str) -> Any:
 
 @dataclasses.dataclass(frozen=True)
 class RunConfig(Settings):
-    """Everything that decides a run's result; the defaults are the quickstart."""
+    """Everything that decides a run's result.
+
+    The defaults stand under every preset; ``dsi train`` alone is the preset ``default`` on top.
+    """
 
     name: str = "quickstart"
     """The run directory is output/name."""

@@ -359,7 +359,10 @@ def test_a_report_of_one_run_and_of_two(lab, tmp_path):
     shutil.copy(run / "matrix.json", other)
     lines = runs.report([run, other], tmp_path / "figures")
     assert (tmp_path / "figures" / "comparison.png").stat().st_size > 1000
-    assert any("hits@10" in line for line in lines)
+    rows = [line.split() for line in lines]
+    assert [row[0] for row in rows[:3]] == ["run", run.name, "other"]
+    assert rows[1][1:-1] == rows[2][1:]  # the same matrix, and "other" does not know its seconds
+    assert runs.report([run])[0] == run.name
     with pytest.raises(UserError, match=r"matrix\.json"):
         runs.report([tmp_path])
 
