@@ -11,6 +11,8 @@ from continual.run.material import prepare
 from continual.stream.stream import CorpusRows, Stream
 from continual.stream.view import QueryPool, StageView, true_queries
 from dsi.corpus.corpus import read_corpus, write_corpus
+from dsi.model.dsi_model import from_scratch
+from dsi.search.forward import Inference
 from dsi.text.tokens import prompt_ids
 
 NOTHING: Any = None
@@ -48,6 +50,22 @@ def test_a_view_works_without_a_trainer(lab, tmp_path, stream):
     )
     view.log({"any": 1})
     assert logged == [{"any": 1}]
+
+
+def test_states_are_those_of_each_text_alone_in_the_order_asked_for(lab, tmp_path, stream):
+    """Whatever the batch: three at a time, of unequal lengths."""
+    sizes = dict(vocab_size=len(stream.tokenizer), d_model=16, d_kv=8, num_heads=2, d_ff=32)
+    model = from_scratch(0, num_layers=1, num_decoder_layers=1, code_sizes=[4], **sizes)
+    config = lab.config("evaluation.batch_size=3")
+    view = StageView(0, stream, stream.tokenizer, config, tmp_path, model, NOTHING)
+    rows = np.array([5, 0, 9, 2, 5])
+    assert len(set(stream.tokens.lengths_of(rows).tolist())) > 2
+    found, inference = view.states(stream.tokens, rows), Inference(model)
+    assert found.shape == (5, 16) and not found.requires_grad
+    for state, row in zip(found, rows.tolist(), strict=True):
+        ids = torch.from_numpy(stream.tokens[row].astype(np.int64))[None]
+        alone = inference.query_states(ids, torch.ones_like(ids))[0]
+        torch.testing.assert_close(state, alone, rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.parametrize("name", ["stage", "stream", "model"])
