@@ -2,8 +2,9 @@
 
 Layers, later ones win: the defaults of the schema, the method preset that the file names, the file,
 the method preset given on the command line, ``key=value`` overrides. A preset on the command line
-takes the place of the file's, so nothing of that one is left. Within a component a changed ``name``
-starts from the new component's own defaults. A preset may extend another one.
+takes the place of the file's, so nothing of that one is left, nor of what the file only repeats of
+the preset that it names. Within a component a changed ``name`` starts from the new component's own
+defaults. A preset may extend another one.
 """
 
 import dataclasses
@@ -46,6 +47,8 @@ def load_config(path: str | Path | None = None, overrides: Sequence[str] = ()) -
     below = _merge(defaults, _preset(file.get("method", "default")))
     merged = _merge(below, file)
     if method is not None:
+        if "method" in file:
+            file = _beyond(file, to_plain(parse(below)))
         # settings that the file makes without naming the component belong to the one it had
         own = {
             axis: {"name": below[axis]["name"], **file[axis]}
@@ -118,6 +121,24 @@ def _preset(name: str, above: tuple[str, ...] = ()) -> dict[str, Any]:
     if not isinstance(below, str):
         raise UserError(f"{name}: extends: expected a preset's name or file, got {show(below)}")
     return _merge(_preset(below, (*above, name)), own)
+
+
+def _beyond(values: Mapping[str, Any], known: Mapping[str, Any]) -> dict[str, Any]:
+    """What of a file is not said by ``known``, the whole of its preset with every default."""
+    own: dict[str, Any] = {}
+    for key, value in values.items():
+        if key in AXES and isinstance(value, str):
+            value = {"name": value}
+        there = known.get(key)
+        if isinstance(value, Mapping) and isinstance(there, Mapping):
+            renamed = value.get("name", there.get("name")) != there.get("name")
+            inner = dict(value) if renamed else _beyond(value, there)
+            if inner or not value:
+                own[key] = inner
+        # 1 is no true, and is refused later
+        elif value != there or type(value) is bool is not type(there):
+            own[key] = value
+    return own
 
 
 class _Loader(yaml.SafeLoader):

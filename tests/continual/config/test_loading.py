@@ -33,6 +33,10 @@ def write(tmp_path):
     return make
 
 
+# a method that trains from random weights, with a replay that has settings; a setting given again
+# takes the place of these
+TRAINED = ("method=windows", "replay=generative")
+
 # each: a setting on the command line, the key or text that the line starts with, a part of the fix
 BAD_SETTINGS = [
     ("trainin.updates=5", "trainin: unknown key", "did you mean 'training'"),
@@ -193,7 +197,7 @@ def one_line(error: pytest.ExceptionInfo[UserError]) -> str:
 @pytest.mark.parametrize(("setting", "start", "fix"), BAD_SETTINGS)
 def test_a_bad_setting_is_one_line_that_names_the_key(setting, start, fix):
     with pytest.raises(UserError) as error:
-        load_config(None, [setting])
+        load_config(None, [*TRAINED, setting])
     line = one_line(error)
     assert line.startswith(start)
     assert fix in line
@@ -202,7 +206,7 @@ def test_a_bad_setting_is_one_line_that_names_the_key(setting, start, fix):
 @pytest.mark.parametrize(("overrides", "start"), BAD_COMBINATIONS)
 def test_settings_that_contradict_each_other(overrides, start):
     with pytest.raises(UserError) as error:
-        load_config(None, overrides)
+        load_config(None, ["method=windows", *overrides])
     assert one_line(error).startswith(start)
 
 
@@ -275,17 +279,25 @@ DIFFERENCES = {
     ("cl_seen", "epsmem_initial"): ["replay.name", "replay.documents", "replay.ratio"],
     ("genmem_seen", "genmem_new"): ["replay.documents"],
     ("genmem_seen", "genmem_initial"): ["replay.documents"],
-    ("default", "genmem_seen"): [
+    ("windows", "cl_seen"): [
         "views",
         "sampling.new",
-        "replay.memory",
-        "replay.ratio",
-        "replay.queries_per_document",
-        "replay.stored_queries",
-        "replay.first_stage",
         "training.later_learning_rate",
         "training.ratio",
         "evaluation.document_length",
+    ],
+    ("default", "windows"): [
+        "tokenizer.punctuation",
+        "model.d_model",
+        "model.num_heads",
+        "model.self_heads",
+        "parameters.name",
+        *(f"starts.{key}" for key in ("name", "k1", "b", "norm", "prior", "strength", "rounds")),
+        *(f"merging.{key}" for key in ("name", "steps", "newcomers", "queries")),
+        "training.updates",
+        "training.updates_per_stage",
+        "training.learning_rate",
+        "training.later_learning_rate",
     ],
 }
 
@@ -424,6 +436,7 @@ def test_values_as_people_write_them():
     config = load_config(
         None,
         [
+            *TRAINED,
             "training.learning_rate=3e-4",
             "training.updates=1e3",
             "training.later_learning_rate=null",
@@ -451,10 +464,10 @@ def test_values_as_people_write_them():
     "overrides",
     [
         *([f"method={name}"] for name in preset_names()),
-        ["replay.ratio=.inf", "training.learning_rate=1e-5", "data.stream=null"],
+        [*TRAINED, "replay.ratio=.inf", "training.learning_rate=1e-5", "data.stream=null"],
         ["data.corpus={dataset: some/name, documents: corpus}", "name='5'", "output='no'"],
         ["prompts.indexing='Dokument: ü\"'", "views=[{name: set, weight: 1}]", "sharpness=sam"],
-        ["model.source=a/b", "tokenizer.source=a/b", "training.precision=no"],
+        ["method=windows", "model.source=a/b", "tokenizer.source=a/b", "training.precision=no"],
     ],
 )
 def test_what_is_dumped_is_read_back(tmp_path, overrides):
@@ -496,11 +509,12 @@ def test_an_edited_run_is_checked(tmp_path):
 
 
 def test_differences_are_dotted_keys():
-    one = load_config()
-    other = load_config(None, ["seed=1", "training.clip=2", "replay.lexical.span_max=5"])
+    one = load_config(None, TRAINED)
+    changed = ["seed=1", "training.clip=2", "replay.lexical.span_max=5"]
+    other = load_config(None, [*TRAINED, *changed])
     assert differences(one, one) == []
     assert differences(one, other) == ["seed", "replay.lexical.span_max", "training.clip"]
-    assert differences(one, load_config(None, ["regularizer=l2"])) == [
+    assert differences(one, load_config(None, [*TRAINED, "regularizer=l2"])) == [
         "regularizer.name",
         "regularizer.weight",
     ]
