@@ -81,7 +81,7 @@ class Elsewhere(Choice):
 def with_elsewhere(axis: str, declared: dict[str, Any], *settings: str) -> RunConfig:
     """A configuration in which the member of ``axis`` is not of this repository."""
     return dataclasses.replace(
-        load_config(None, settings), **{axis: Elsewhere(axis, "mypackage.mine", declared)}
+        load_config(None, ["method=windows", *settings]), **{axis: Elsewhere(axis, "mypackage.mine", declared)}
     )
 
 
@@ -99,7 +99,13 @@ CASES = [
         TOUCHED,
         "training.docid_update: touched: 'mypackage.mine' pulls at every row",
     ),
-    ("replay", {"ratio": 2.0}, {"ratio": math.inf}, ("indexing=none",), "indexing: none leaves"),
+    (
+        "replay",
+        {"ratio": 2.0},
+        {"ratio": math.inf},
+        ("replay=generative", "indexing=none"),
+        "indexing: none leaves",
+    ),
     ("docids", {"atomic": True}, {"atomic": False}, SAMPLED, "training.docid_softmax: sampled is"),
 ]
 

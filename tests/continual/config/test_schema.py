@@ -1,4 +1,4 @@
-"""What settings there are, and that their defaults are the quickstart."""
+"""What settings there are, and that a run without any has their defaults under the preset."""
 
 import dataclasses
 from pathlib import Path
@@ -15,5 +15,8 @@ def test_the_defaults_are_valid():
     assert RunConfig(name="a", output="b").folder == Path("b/a")
 
 
-def test_the_defaults_are_what_a_run_without_settings_has():
-    assert RunConfig() == load_config() == load_config(None, ["method=default"])
+def test_a_run_without_settings_is_the_preset_on_top_of_the_defaults(tmp_path):
+    assert load_config() == load_config(None, ["method=default"])
+    nothing = tmp_path / "nothing.yaml"
+    nothing.write_text("")
+    assert load_config(None, [f"method={nothing}"]) == dataclasses.replace(RunConfig(), method=str(nothing))
