@@ -86,7 +86,7 @@ class StageLoop:
             initial=state.update,
             desc=f"stage {state.stage}: D{state.stage}",
             unit="update",
-            disable=not self.accelerator.is_main_process,
+            disable=not self.accelerator.is_main_process or self.budget == 0,
             mininterval=1.0,
         )
         batches = ahead(self._batches(state.update, stop), config.training.prefetch)

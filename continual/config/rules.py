@@ -58,7 +58,8 @@ def _model(config: "RunConfig") -> None:
     for key, value in dataclasses.asdict(model).items():
         _require(
             value == getattr(own, key),
-            f"model.{key}: {model.source!r} has its own; leave it out, or use source: scratch",
+            f"model.{key}: {model.source!r} has its own; leave it out, use source: scratch, or "
+            "method: windows, which leaves it to the checkpoint",
         )
     _require(
         config.tokenizer.source != "train",
@@ -134,6 +135,13 @@ def _components(config: "RunConfig", method: "Method") -> None:
         not (getattr(policy.config, "preconditioned", False) and training.optimizer != "adamw"),
         "sharpness.preconditioned: needs training.optimizer: adamw, which keeps every square",
     )
+    idle = method.parameters.makes_updates and not training.updates + training.updates_per_stage
+    for axis in ("replay", "regularizer", "sharpness"):
+        _require(
+            not idle or getattr(config, axis).name == BASES[axis][2],
+            f"training.updates: 0, so {axis}: {getattr(config, axis).name} has nothing to act on; "
+            "set training.updates and training.updates_per_stage, or method: windows",
+        )
     for axis, component in method:
         _require(
             not (training.restart and component.needs_previous),
@@ -153,7 +161,7 @@ def _components(config: "RunConfig", method: "Method") -> None:
         _require(
             config.docids.build().atomic or not component.atomic_only,
             f"docids.name: {axis}: {getattr(config, axis).name} needs one row per document; set "
-            f"docids: atomic, or {axis}: {BASES[axis][2]}",
+            f"docids: atomic, {axis}: {BASES[axis][2]}, or method: windows, which trains",
         )
 
 

@@ -31,7 +31,7 @@ ROOT = ("training.schedule=inverse_sqrt", "training.updates=400", "training.upda
         ),
         (
             ("starts=lexical", "docids=naive"),
-            "docids.name: starts: lexical needs one row per document; set docids: atomic, or "
+            "docids.name: starts: lexical needs one row per document; set docids: atomic, "
             "starts: random",
         ),
         (

@@ -483,7 +483,7 @@ def test_an_added_corpus_is_found_at_once(lab, write, tmp_path, capsys):
     [
         (
             ("docids=naive",),
-            "docids.name: starts: lexical needs one row per document; set docids: atomic, or "
+            "docids.name: starts: lexical needs one row per document; set docids: atomic, "
             "starts: random",
         ),
         (
