@@ -84,10 +84,10 @@ def watching(watcher, cache):
                 rows += batch.labels.clamp(min=0).tolist()
             watcher.see("batch", watcher.tokenizer.batch_decode(rows, skip_special_tokens=True))
 
-        def vocabulary(texts, size):
+        def vocabulary(texts, *rest):
             texts = list(texts)
             watcher.see("tokenizer", texts)
-            return train_tokenizer(texts, size)
+            return train_tokenizer(texts, *rest)
 
         def written(maker, texts, *rest, **more):
             made = cached_generate(maker, texts, *rest, **more)
@@ -132,13 +132,20 @@ def leaks_of(lab, cache, *settings):
     return watcher, watcher.leaks(lab.marker, lab.sizes, texts)
 
 
+METHODS = [f"method={name}" for name in preset_names()]
+
+
 @pytest.mark.parametrize(
-    "preset",
-    [name for name in preset_names() if not load_config(None, [f"method={name}"]).is_baseline],
+    "method",
+    [
+        *((text,) for text in METHODS if not load_config(None, [text]).is_baseline),
+        ("method=windows", "replay=generative"),
+    ],
+    ids=" ".join,
 )
-def test_no_preset_sees_what_it_may_not(lab, tmp_path, preset):
-    settings = [f"method={preset}", "training.ratio=1"]
-    name = lab.config(f"method={preset}").replay.name
+def test_no_method_sees_what_it_may_not(lab, tmp_path, method):
+    settings = [*method, "training.ratio=1"]
+    name = lab.config(*method).replay.name
     if name != "none":
         settings += ["replay.ratio=0.5"]
     if name == "generative":
@@ -150,9 +157,9 @@ def test_no_preset_sees_what_it_may_not(lab, tmp_path, preset):
     allowed = lab.marker("train", 0)
     for where in ("batch", "tokenizer"):
         assert any(allowed in text.replace(" ", "") for _, text in watcher.texts[where])
-    learned = preset.startswith("genmem")
+    learned = "genmem" in method[0]
     assert ("generator" in watcher.texts) is learned
-    assert ("memory" in watcher.texts) is (learned or preset == "default")
+    assert ("memory" in watcher.texts) is (name == "generative")
 
 
 @pytest.mark.parametrize(

@@ -391,7 +391,8 @@ def test_settings_without_a_name_belong_to_the_files_own_component(write):
 
 
 def test_a_changed_name_starts_from_its_own_defaults(write):
-    path = write("replay: {name: generative, ratio: 5, queries_per_document: 3}\n")
+    text = "replay: {name: generative, ratio: 5, queries_per_document: 3}\n"
+    path = write(f"method: windows\n{text}")
     assert load_config(path).replay.settings.ratio == 5
     assert load_config(path, ["replay=episodic"]).replay.settings.ratio == 32
     same = load_config(path, ["replay=generative"]).replay.settings
@@ -402,7 +403,7 @@ def test_a_changed_name_starts_from_its_own_defaults(write):
     again = load_config(path, ["replay=episodic", "replay.ratio=4", "replay=none"])
     assert again.replay.name == "none"
     # a plain name in a file, too
-    assert load_config(write("replay: episodic\n")).replay.settings.ratio == 32
+    assert load_config(write("method: windows\nreplay: episodic\n")).replay.settings.ratio == 32
 
 
 def test_a_preset_from_a_file(write):
@@ -423,7 +424,7 @@ def test_code_from_elsewhere(write, tmp_path, monkeypatch):
     )
     monkeypatch.syspath_prepend(tmp_path)
     monkeypatch.setattr("continual.config.registry._allowed", {"my_package"})
-    config = load_config(write("regularizer: {name: my_package.pull, force: 3e-4}\n"))
+    config = load_config(write("method: windows\nregularizer: {name: my_package.pull, force: 3e-4}\n"))
     assert config.regularizer.build().config.force == 3e-4
     path = tmp_path / "config.yaml"
     path.write_text(dump(config))
@@ -466,7 +467,8 @@ def test_values_as_people_write_them():
         *([f"method={name}"] for name in preset_names()),
         [*TRAINED, "replay.ratio=.inf", "training.learning_rate=1e-5", "data.stream=null"],
         ["data.corpus={dataset: some/name, documents: corpus}", "name='5'", "output='no'"],
-        ["prompts.indexing='Dokument: ü\"'", "views=[{name: set, weight: 1}]", "sharpness=sam"],
+        ["prompts.indexing='Dokument: ü\"'", "views=[{name: set, weight: 1}]"],
+        ["method=windows", "sharpness=sam"],
         ["method=windows", "model.source=a/b", "tokenizer.source=a/b", "training.precision=no"],
     ],
 )
