@@ -4,10 +4,11 @@
     python -m benchmarks.end_to_end data.corpus=FOLDER replay.memory=both docids=semantic
     python -m benchmarks.end_to_end --json out.json training.updates=300
 
-``key=value`` are settings of the run; ``data.stream`` is null unless given, so all documents are
-D_0. Nothing is read from a cache: it is a new one. The stage is the trainer's own; the parts are
-timed where it calls them, in processor time of this process and in wall time; batches are made in
-the loop, not ahead of it by a thread, so that their time can be told:
+``key=value`` are settings of the run, on top of the preset ``windows`` and pseudo-queries of spans;
+``data.stream`` is null unless given, so all documents are D_0. Nothing is read from a cache: it is
+a new one. The stage is the trainer's own; the parts are timed where it calls them, in processor
+time of this process and in wall time; batches are made in the loop, not ahead of it by a thread, so
+that their time can be told:
 
 * ``read and tokenize``: corpus, tokenizer (trained, unless a name is given), token ids;
 * ``docids``: made, written and reported; ``write pseudo-queries``: by all writers of the memory,
@@ -30,6 +31,8 @@ from unittest import mock
 import torch
 
 from benchmarks.options import keep, processor
+
+BASE = ("method=windows", "replay=generative")  # so that every part has something to do
 
 
 class Stopwatch:
@@ -124,7 +127,7 @@ def watched(watch: Stopwatch) -> Iterator[None]:
 
 
 def run_stages(settings: Sequence[str], folder: Path, watch: Stopwatch) -> tuple[Any, Any, Path]:
-    """Train a run of the default configuration and ``settings``; configuration, stream, folder.
+    """Train a run of ``settings`` on top of BASE; configuration, stream, folder.
 
     The cache is ``folder``'s own, so that nothing is found made.
     """
@@ -133,7 +136,7 @@ def run_stages(settings: Sequence[str], folder: Path, watch: Stopwatch) -> tuple
     from continual.trainer import Trainer
 
     config = load_config(
-        None, [f"output={folder / 'runs'}", "name=stage", "training.prefetch=0", *settings]
+        None, [*BASE, f"output={folder / 'runs'}", "name=stage", "training.prefetch=0", *settings]
     )
     with (
         mock.patch.dict(os.environ, DSI_CACHE=str(folder / "cache")),

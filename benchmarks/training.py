@@ -162,7 +162,7 @@ def of_corpus(folder: str, vocabulary: int) -> Texts:
 
 def stage_zero(folder: str, vocabulary: int, overrides: Sequence[str] = ()) -> tuple:
     """Material and configuration of a corpus as one stage, and its mixture for a seed."""
-    given = [f"data.corpus={folder}", "data.stream=null"]
+    given = ["method=windows", f"data.corpus={folder}", "data.stream=null"]
     given += [f"tokenizer.vocabulary_size={vocabulary}", *overrides]
     config = load_config(None, given)
     material = prepare(config)

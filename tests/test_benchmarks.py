@@ -260,8 +260,8 @@ def test_rows_differ_in_what_their_names_say():
     assert differing("mixed.lexical.random", "mixed.learned.random") == replay
     replay = differing("mixed.none.random", "mixed.oracle.random")
     assert replay == {"replay", "replay.ratio"}
-    rates = {"starts", "training.learning_rate", "training.later_learning_rate"}
-    assert differing("mixed.oracle.random", "mixed.oracle.lexical") == rates
+    trained = {"training.learning_rate", "training.later_learning_rate", "parameters"}
+    assert differing("mixed.oracle.random", "mixed.oracle.lexical") == {"starts", *trained}
     once = {"training.restart", "training.stages", "training.later_learning_rate"}
     assert differing("mixed.lexical.lexical", "restart.lexical") == once
     assert settings_of("baseline.projection")["baseline.width"] == "baseline.width=128"

@@ -49,8 +49,8 @@ def _model(config: "RunConfig") -> None:
     _require(model.d_model % model.num_heads == 0, "model.num_heads: must divide model.d_model")
     _require(
         tokenizer.punctuation == "keep" or tokenizer.source == "train",
-        f"tokenizer.punctuation: {tokenizer.source!r} decides this itself; leave it out, or set "
-        "tokenizer.source: train",
+        f"tokenizer.punctuation: {tokenizer.source!r} decides this itself; set "
+        "tokenizer.punctuation: keep, or tokenizer.source: train",
     )
     if model.source == "scratch":
         return

@@ -165,7 +165,7 @@ def corpora() -> Iterator[Input]:
     for text in ("🐋", "a b", "...", "the of", "鯨", "\u200b", "x" * 20_000, "1 2"):
         has_words = text in ("the of", "x" * 20_000)
         yield Input(TRAIN, 0, texts(text))
-        tfidf = ("docids=semantic", "docids.embedding.source=tfidf")
+        tfidf = ("method=windows", "docids=semantic", "docids.embedding.source=tfidf")
         yield Input((*TRAIN, *tfidf), 0 if has_words else 2, texts(text))
     for folder in ("absent", "", "run", "corpus/corpus.jsonl", "\x00"):
         yield Input(("add", "run", folder), 2)

@@ -62,7 +62,7 @@ def test_clusters_of_words_need_words(place: Place) -> None:
     place.write("corpus/corpus.jsonl", "".join(rows))
     arguments = ["train", "data.corpus=corpus", "data.stream=two", "output=out"]
     for docids in ("semantic", "residual", "product"):
-        settings = (f"docids={docids}", "docids.embedding.source=tfidf")
+        settings = ("method=windows", f"docids={docids}", "docids.embedding.source=tfidf")
         place.refuse(
             [*arguments, *settings],
             "docids.embedding.source: tfidf finds no words in D_0",

@@ -44,7 +44,7 @@ BAD_COMMANDS = [
     ("train data.corpus={text: absent}", "corpus.text: unknown", "documents"),
     ("train data.stream=idd", "", "idd.json: no such stream; there are: iid, topic"),
     ("train data.stream=absent/s.json", "absent/s.json: no such file", "give JSON"),
-    ("train tokenizer.source=absent", "tokenizer.source: cannot load", "'train'"),
+    ("train method=windows tokenizer.source=absent", "tokenizer.source: cannot load", "'train'"),
     ("train output=file", "file/quickstart: cannot create the run directory", "output="),
     ("train --resume folder", "folder: no run here (config.yaml is missing)", "run directory"),
     ("train --resume absent.yaml", "absent.yaml: cannot read the configuration", ""),
@@ -125,7 +125,7 @@ def test_a_missing_checkpoint_is_found_before_anything_is_written(place, capsys,
 
     train_tokenizer(["some words to learn"], 100).save_pretrained(tmp_path / "folder")
     before = inventory(place)
-    assert main(["train", "tokenizer.source=folder", "model.source=absent"]) == 2
+    assert main(["train", "method=windows", "tokenizer.source=folder", "model.source=absent"]) == 2
     assert "model.source: cannot load 'absent'" in capsys.readouterr().err
     assert inventory(place) == before
 

@@ -18,6 +18,6 @@ def test_components_come_in_the_order_in_which_they_end_a_stage():
 
 
 def test_a_configuration_names_the_components():
-    method = Method.of(load_config(None, ["regularizer=l2", "replay=none"]))
+    method = Method.of(load_config(None, ["method=windows", "regularizer=l2"]))
     assert type(method.regularizer) is L2
     assert type(method.replay) is type(Method().replay)

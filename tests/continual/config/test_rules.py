@@ -26,8 +26,8 @@ ROOT = ("training.schedule=inverse_sqrt", "training.updates=400", "training.upda
         (("docids=title", "docids.max_length=0"), "docids.max_length: "),
         (
             ("tokenizer.punctuation=drop", "tokenizer.source=folder"),
-            "tokenizer.punctuation: 'folder' decides this itself; leave it out, or set "
-            "tokenizer.source: train",
+            "tokenizer.punctuation: 'folder' decides this itself; set "
+            "tokenizer.punctuation: keep, or tokenizer.source: train",
         ),
         (
             ("starts=lexical", "docids=naive"),

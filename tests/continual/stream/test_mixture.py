@@ -35,7 +35,7 @@ def stream(lab):
 
 
 def config(*settings: str) -> RunConfig:
-    return load_config(None, ["replay=none", *settings])
+    return load_config(None, ["method=windows", *settings])
 
 
 def sources(stream, stage: int, *settings: str, pools=(), ratio: float = math.inf) -> list[Any]:
@@ -343,7 +343,7 @@ def test_a_stage_that_only_removes_has_what_is_there(changed, indexing, restart)
 
 
 def test_a_stage_that_only_removes_needs_nothing_to_train_on(changed):
-    none = load_config(None, ["indexing=none", "replay=episodic"])
+    none = load_config(None, ["method=windows", "indexing=none", "replay=episodic"])
     assert stage_sources(none, changed, 2, [], math.inf, changed.tokenizer) == []
     with pytest.raises(UserError, match="indexing: none leaves stage 3 nothing to train on"):
         stage_sources(none, changed, 3, [], math.inf, changed.tokenizer)

@@ -613,13 +613,13 @@ EVERY_KEY = (*SAMPLED, "training.docid_update=touched")
 )
 def test_what_does_not_go_with_sampled_or_touched_rows(settings_, start):
     with pytest.raises(UserError) as caught:
-        load_config(None, settings_)
+        load_config(None, ["method=windows", *settings_])
     assert str(caught.value).startswith(start) and "\n" not in str(caught.value)
 
 
 def test_what_goes_with_them():
-    load_config(None, (*SAMPLED, "sharpness=sam"))
-    load_config(None, (*EVERY_KEY, "sharpness=sam", "sharpness.rho=0"))
+    load_config(None, ("method=windows", *SAMPLED, "sharpness=sam"))
+    load_config(None, ("method=windows", *EVERY_KEY, "sharpness=sam", "sharpness.rho=0"))
 
 
 def test_as_many_samples_as_documents_train_as_the_exact_loss_does(lab):
