@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from dsi.files import read_json
+from dsi.files import as_written, read_json
 
 READING = (
     "A_n: Hits@10 over all corpora after the last stage, in percent (higher is better). F_n: how "
@@ -47,4 +47,5 @@ def _seconds(folder: Path) -> str:
     if not path.exists():
         return ""
     stages = read_json(path, list)
-    return f"{sum(stage['prepare'] + stage['train'] for stage in stages):.0f}"
+    with as_written(path):  # a baseline trains nothing
+        return f"{sum(stage['prepare'] + stage.get('train', 0) for stage in stages):.0f}"
