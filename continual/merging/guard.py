@@ -113,7 +113,8 @@ class Guard(Merging):
                 scores = states @ table.T
                 for own, answers in zip(scores, gold, strict=True):
                     best = own[torch.from_numpy(answers).to(own.device)].amax()
-                    total += 1 / (1 + int((own > best).sum()))
+                    # of equals, and of what has no score, the answer is the last
+                    total += 1 / int((~(own < best)).sum())
                 count += len(gold)
         return total / count
 
