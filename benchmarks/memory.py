@@ -134,7 +134,9 @@ def _config(folder: Path, *settings: str) -> Any:
     from continual.config.loading import load_config
 
     shape = ["name=memory", f"data.corpus={folder}", "data.stream=six"]
-    return load_config(None, ["method=windows", *shape, "tokenizer.vocabulary_size=8000", *settings])
+    return load_config(
+        None, ["method=windows", *shape, "tokenizer.vocabulary_size=8000", *settings]
+    )
 
 
 def _read(folder: Path) -> int:

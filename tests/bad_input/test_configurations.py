@@ -177,7 +177,14 @@ BAD_SETTINGS: dict[str, tuple[str, str, str]] = {
 
 @pytest.mark.parametrize(("setting", "start", "fix"), BAD_SETTINGS.values(), ids=BAD_SETTINGS)
 def test_a_bad_setting_is_one_line(place: Place, setting: str, start: str, fix: str) -> None:
-    others = ("method=windows", "replay=generative", "data.corpus=corpus", "data.stream=two", "output=out", "name=x")
+    others = (
+        "method=windows",
+        "replay=generative",
+        "data.corpus=corpus",
+        "data.stream=two",
+        "output=out",
+        "name=x",
+    )
     key = setting.partition("=")[0]
     kept = [other for other in others if other.partition("=")[0] != key]
     place.refuse(["train", *kept, setting], start, fix)

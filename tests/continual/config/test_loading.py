@@ -424,7 +424,9 @@ def test_code_from_elsewhere(write, tmp_path, monkeypatch):
     )
     monkeypatch.syspath_prepend(tmp_path)
     monkeypatch.setattr("continual.config.registry._allowed", {"my_package"})
-    config = load_config(write("method: windows\nregularizer: {name: my_package.pull, force: 3e-4}\n"))
+    config = load_config(
+        write("method: windows\nregularizer: {name: my_package.pull, force: 3e-4}\n")
+    )
     assert config.regularizer.build().config.force == 3e-4
     path = tmp_path / "config.yaml"
     path.write_text(dump(config))

@@ -17,7 +17,12 @@ def place(tmp_path, monkeypatch):
 
 
 def test_every_setting_that_names_a_file(place):
-    settings = ["method=windows", "output=~/runs", "data.stream=${SCRATCH}/s.json", "tokenizer.source=~/t"]
+    settings = [
+        "method=windows",
+        "output=~/runs",
+        "data.stream=${SCRATCH}/s.json",
+        "tokenizer.source=~/t",
+    ]
     settings += ["model.source=$SCRATCH/m", "replay=generative", "docids=semantic"]
     settings += ["replay.generator.source=~/g", "docids.embedding.name=~/e"]
     settings += ["docids.embedding.source=sentence-transformers"]

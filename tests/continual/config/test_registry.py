@@ -81,7 +81,8 @@ class Elsewhere(Choice):
 def with_elsewhere(axis: str, declared: dict[str, Any], *settings: str) -> RunConfig:
     """A configuration in which the member of ``axis`` is not of this repository."""
     return dataclasses.replace(
-        load_config(None, ["method=windows", *settings]), **{axis: Elsewhere(axis, "mypackage.mine", declared)}
+        load_config(None, ["method=windows", *settings]),
+        **{axis: Elsewhere(axis, "mypackage.mine", declared)},
     )
 
 

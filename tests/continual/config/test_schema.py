@@ -19,4 +19,6 @@ def test_a_run_without_settings_is_the_preset_on_top_of_the_defaults(tmp_path):
     assert load_config() == load_config(None, ["method=default"])
     nothing = tmp_path / "nothing.yaml"
     nothing.write_text("")
-    assert load_config(None, [f"method={nothing}"]) == dataclasses.replace(RunConfig(), method=str(nothing))
+    assert load_config(None, [f"method={nothing}"]) == dataclasses.replace(
+        RunConfig(), method=str(nothing)
+    )
