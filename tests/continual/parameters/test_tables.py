@@ -23,7 +23,7 @@ def moved(before, after):
         (("direction=bidirectional",), {EMBEDDING, "docids.rows"}),
         (("docids=naive",), {EMBEDDING, "docids.rows", "docids.inputs"}),
     ],
-    ids=str,
+    ids=["atomic", "bidirectional", "naive"],
 )
 def test_in_every_stage_the_tables_move_and_nothing_else(lab, monkeypatch, settings, tables):
     take, stale = Update.take, []
